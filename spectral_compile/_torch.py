@@ -1,0 +1,108 @@
+"""Every private import of torch, with its version differences: the one place that a new torch release can break.
+
+`tests/test_torch_contracts.py` states what each of these is expected to do.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo import compiled_autograd
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.source import AttrSource
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import TracingContext, detect_fake_mode
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.passes.graph_transform_observer import GraphTransformObserver
+
+__all__ = [
+    "AttrSource",
+    "CustomGraphPass",
+    "FakeTensorMode",
+    "GraphTransformObserver",
+    "ShortenTraceback",
+    "aot_autograd",
+    "compile_fx",
+    "detect_fake_mode",
+    "dynamo_source_name",
+    "graph_input_index",
+    "guard_on_attribute",
+    "in_compiled_autograd",
+    "inductor_mode_options",
+    "min_cut_rematerialization_partition",
+    "returned_by_forward",
+    "select_decomp_table",
+    "statically_known_true",
+    "without_caches",
+]
+
+
+def in_compiled_autograd() -> bool:
+    """True while Dynamo compiles the graph that compiled autograd made of a whole backward."""
+    return bool(compiled_autograd.in_compiled_autograd_region)
+
+
+def guard_on_attribute(module: str, holder: str, attribute: str) -> None:
+    """Make Dynamo recompile the frame being compiled once `module.holder.attribute` has another value.
+
+    Does nothing outside Dynamo, where no frame is being compiled.
+    """
+    from torch._dynamo.guards import GuardBuilder, install_guard
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    if TracingContext.try_get() is None:
+        return
+    try:
+        root = InstructionTranslator.current_tx().output.root_tx
+    except AttributeError:
+        return
+    source = AttrSource(AttrSource(root.import_source(module), holder), attribute)
+    install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
+
+
+def dynamo_source_name(placeholder: fx.Node) -> str:
+    """Where Dynamo found a graph input, as an expression ("L['self']._parameters['weight']"); "" if it has no source."""
+    source = getattr(placeholder, "_dynamo_source", None)
+    if source is None:
+        return ""
+    return source.name() if callable(source.name) else source.name
+
+
+def graph_input_index(placeholder: fx.Node) -> int | None:
+    """Which input of the Dynamo graph a placeholder of the AOTAutograd graph stands for; None for tangents."""
+    description = placeholder.meta.get("desc")
+    return getattr(description, "idx", None) if type(description).__name__ == "PlainAOTInput" else None
+
+
+def returned_by_forward(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the user's forward returns, less the gradients that a joint graph returns as well."""
+    output = graph.output_node()
+    nodes = output.args[0] if isinstance(output.args[0], (list, tuple)) else [output.args[0]]
+    descriptions = output.meta.get("desc") or [None] * len(nodes)
+    return [
+        node
+        for node, description in zip(nodes, descriptions, strict=True)
+        if isinstance(node, fx.Node) and type(description).__name__ != "GradAOTOutput"
+    ]
+
+
+def inductor_mode_options(mode: str | None) -> Mapping[str, Any]:
+    """Inductor's options for a `mode` of torch.compile."""
+    from torch._inductor import list_mode_options
+
+    return list_mode_options(mode) if mode and mode != "default" else {}
+
+
+@contextlib.contextmanager
+def without_caches() -> Iterator[None]:
+    """Compile afresh: no look-up in the disk caches, below which no pass runs."""
+    with inductor_config.patch(force_disable_caches=True):
+        yield

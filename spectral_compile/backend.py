@@ -1,0 +1,110 @@
+"""The backend: a Dynamo graph in, a compiled callable out. The whole story on one page.
+
+Every side effect lives here, before the caches are asked: on a hit nothing below `compile_fx` runs.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import spectral_compile.ops  # noqa: F401  # registers the operators: cached code calls them without passing by here
+from spectral_compile import config, rules
+from spectral_compile._torch import compile_fx, guard_on_attribute, in_compiled_autograd, inductor_mode_options
+from spectral_compile.config import Options, QuantizeFP4
+from spectral_compile.graph import facts as graph_facts
+from spectral_compile.graph.facts import GraphFacts
+from spectral_compile.lowering import cpu
+from spectral_compile.lowering.eager import compile_eager
+from spectral_compile.pipeline import PassManager
+from spectral_compile.randomness import next_seed
+
+Compiled = Callable[..., Any]
+
+
+def spectral(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """The function behind `torch.compile(model, backend="spectral", mode=..., options=...)`.
+
+    options: see `spectral_compile.config.Options`; mode: as for Inductor. Raises ValueError for a bad option and
+    RuntimeError where a C++ compiler is needed and missing.
+    """
+    parsed = config.parse_options(options)
+    guard_on_attribute(config.__name__, config.watch(options), "key")
+    facts = graph_facts.gather(gm, example_inputs)
+    if _nothing_to_do(parsed, facts):
+        return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
+
+    _warn_of_rules_without_effect(parsed, facts)
+    device = _device(example_inputs)
+    if not _rounds_stochastically(parsed):
+        return _compile(gm, example_inputs, parsed, mode, PassManager(facts, parsed, seed_input=None))
+
+    # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
+    manager = PassManager(facts, parsed, seed_input=len(example_inputs))
+    with _another_input(gm, "spectral_seed"):
+        compiled = _compile(gm, [*example_inputs, next_seed(device)], parsed, mode, manager)
+
+    def run(*arguments: Any) -> Any:
+        return compiled(*arguments, next_seed(device))
+
+    return run
+
+
+def _compile(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Options,
+    mode: str | None,
+    joint_pass: PassManager | None,
+) -> Compiled:
+    if options.codegen == "eager":
+        return compile_eager(gm, example_inputs, joint_pass)
+    patches = {**inductor_mode_options(mode), **dict(options.inductor)}
+    if joint_pass is not None:
+        if _device(example_inputs).type == "cpu":
+            cpu.prepare()
+        patches["joint_custom_pre_pass"] = joint_pass
+    return compile_fx(gm, example_inputs, config_patches=patches or None)
+
+
+def _nothing_to_do(options: Options, facts: GraphFacts) -> bool:
+    """Optimizer steps, parameter-free graphs and compiled autograd's backward graphs run as Inductor would run them."""
+    quantizable = facts.has_matmul and any(name is not None for name in facts.inputs)
+    return config.disabled_by_environment() or not options.resolved() or not quantizable or in_compiled_autograd()
+
+
+def _rounds_stochastically(options: Options) -> bool:
+    quantize = options.find(QuantizeFP4)
+    return quantize is not None and quantize.gradient_rounding == "stochastic" and quantize.format != "identity"
+
+
+@contextlib.contextmanager
+def _another_input(gm: fx.GraphModule, name: str) -> Iterator[None]:
+    """One more placeholder while the graph is compiled; Dynamo, which calls with its own inputs, never sees it."""
+    with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
+        node = gm.graph.placeholder(name)
+    node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks; there is nothing to guard
+    gm.recompile()
+    try:
+        yield
+    finally:
+        gm.graph.erase_node(node)
+        gm.recompile()
+
+
+def _device(inputs: Sequence[Any]) -> torch.device:
+    return next((x.device for x in inputs if isinstance(x, Tensor)), torch.device("cpu"))
+
+
+def _warn_of_rules_without_effect(options: Options, facts: GraphFacts) -> None:
+    for pattern in rules.unmatched(options.exclude, facts.layers):
+        warnings.warn(f"spectral: exclude {pattern!r} matches no layer of this graph", stacklevel=2)

@@ -1,0 +1,33 @@
+"""What a user sees when the input is bad: a plain, short exception, not Dynamo's `BackendCompilerFailed`."""
+
+from typing import Any
+
+from spectral_compile._torch import ShortenTraceback
+
+
+class _PlainForTheUser(ShortenTraceback):
+    """Raised inside a backend, Dynamo passes it on and asks `remove_dynamo_frames` for what the user shall see."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, first_useful_frame=None)
+
+    def remove_dynamo_frames(self) -> Any:
+        return self.plain()
+
+    def plain(self) -> Exception:
+        """The builtin exception with the same message."""
+        raise AssertionError("each subclass names its builtin exception")
+
+
+class SpectralValueError(_PlainForTheUser, ValueError):
+    """A wrong option or input. Reaches the user of a compiled function as `ValueError`."""
+
+    def plain(self) -> Exception:
+        return ValueError(str(self))
+
+
+class SpectralRuntimeError(_PlainForTheUser, RuntimeError):
+    """Something is missing on this machine. Reaches the user of a compiled function as `RuntimeError`."""
+
+    def plain(self) -> Exception:
+        return RuntimeError(str(self))

@@ -1,0 +1,1 @@
+"""Reading and rewriting traced graphs: which product is what, and how nodes are put in."""

@@ -1,0 +1,122 @@
+"""Inserting nodes: every one with its metadata, equal ones only once.
+
+Dynamo and the partitioner read metadata (is a node forward, is it to be recomputed under checkpointing); an untagged
+node would silently be saved for backward.
+"""
+
+import operator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+_INHERITED = (
+    "partitioner_tag",
+    "seq_nr",
+    "nn_module_stack",
+    "fwd_nn_module_stack",
+    "source_fn_stack",
+    "stack_trace",
+    "recompute",
+    "ac_graph_id",
+    "custom",
+)
+
+
+class Emitter:
+    """Adds calls to a graph. An equal call on equal operands, anywhere before, is reused: one quantisation serves all
+    the GEMMs that read a tensor.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self._last_input = graph.find_nodes(op="placeholder")[-1]
+        self._known: dict[Any, fx.Node] = {}
+        self._numbers: dict[fx.Node, Any] = {}
+
+    def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, share: Any = None) -> fx.Node:
+        """The node of target(*args), directly after the latest of its operands.
+
+        It inherits the metadata of `like`. `share`: what tells equal calls apart, instead of all arguments.
+        """
+        key = (target, self._number(args if share is None else share), like.meta.get("ac_graph_id"))
+        if key in self._known:
+            return self._known[key]
+        after = max(_nodes_in(args), default=self._last_input)  # nodes compare by their place in the graph
+        with self.graph.inserting_after(max(after, self._last_input)):
+            node = self.graph.call_function(target, args)
+        self._annotate(node, like)
+        self._known[key] = node
+        return node
+
+    def outputs(self, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
+        """The results of an operator that returns several."""
+        return tuple(self.call(operator.getitem, (node, i), like=node) for i in range(count))
+
+    def size(self, node: fx.Node, dim: int) -> int | fx.Node:
+        """The extent of a dimension: a number, or a node where shapes are dynamic."""
+        extent = node.meta["val"].shape[dim]
+        if isinstance(extent, int):
+            return extent
+        return self.call(torch.ops.aten.sym_size.int, (node, dim), like=node)
+
+    def replace(self, old: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
+        """Put target(*args) in the place of `old`, which is erased; shape and dtype must be the same."""
+        with self.graph.inserting_before(old):
+            new = self.graph.call_function(target, args)
+        self._annotate(new, old)
+        for key in ("original_aten", "from_node"):
+            if key in old.meta:
+                new.meta[key] = old.meta[key]
+        before, after = old.meta["val"], new.meta["val"]
+        if before.shape != after.shape or before.dtype != after.dtype:
+            raise AssertionError(f"{old.name} {before.shape} {before.dtype} became {after.shape} {after.dtype}")
+        old.replace_all_uses_with(new)
+        self.graph.erase_node(old)
+        return new
+
+    def _annotate(self, node: fx.Node, like: fx.Node) -> None:
+        for key in _INHERITED:
+            if key in like.meta:
+                node.meta[key] = like.meta[key]
+        values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
+        mode = next((v.fake_mode for v in _tensors_in(values) if hasattr(v, "fake_mode")), None)
+        if mode is None:
+            raise AssertionError(f"no fake tensor among the operands of {node.target}")
+        with mode:
+            node.meta["val"] = node.target(*values, **node.kwargs)  # type: ignore[operator]
+
+    def _number(self, value: Any) -> Any:
+        """Equal for nodes that surely hold the same values: the same node, or the same view of the same node."""
+        if isinstance(value, fx.Node):
+            if value not in self._numbers:
+                pure_view = value.op == "call_function" and value.target in _SHAREABLE
+                own = (value.target, self._number(value.args), self._number(tuple(value.kwargs.items())))
+                self._numbers[value] = own if pure_view else value
+            return self._numbers[value]
+        if isinstance(value, (list, tuple)):
+            return tuple(self._number(v) for v in value)
+        return (type(value), value)
+
+
+_SHAREABLE = frozenset(
+    {
+        torch.ops.aten.view.default,
+        torch.ops.aten.reshape.default,
+        torch.ops.aten.permute.default,
+        torch.ops.aten.t.default,
+        torch.ops.prims.convert_element_type.default,
+        torch.ops.aten.sym_size.int,
+    }
+)
+
+
+def _nodes_in(args: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(args, lambda n: found.append(n) or n)
+    return found
+
+
+def _tensors_in(values: Any) -> list[Any]:
+    return [v for v in pytree.tree_leaves(values) if isinstance(v, torch.Tensor)]

@@ -1,0 +1,79 @@
+"""What only Dynamo's graph knows: the names of inputs, and which of them are parameters.
+
+Gathered in the backend, before anything is looked up in a cache; the plan is computed from these facts, the joint
+graph and the options, so their digest goes into the cache key.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from spectral_compile._torch import dynamo_source_name
+
+_MATMULS = ("linear", "matmul", "mm", "einsum", "tensordot", "attention")  # parts of names: too many beat too few
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """inputs: the parameter's name for each input of the Dynamo graph that is one, else None.
+
+    modules: for each call in the graph, the paths and classes of the modules it came from.
+    has_matmul: whether any call may be a matrix product.
+    """
+
+    inputs: tuple[str | None, ...]
+    modules: tuple[str, ...]
+    has_matmul: bool
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The paths of all modules that calls came from."""
+        return frozenset(entry.rpartition(":")[0] for modules in self.modules for entry in modules.split())
+
+
+def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
+    """The facts of one Dynamo graph."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    inputs = tuple(
+        plain_path(dynamo_source_name(node)) if isinstance(example, nn.Parameter) else None
+        for node, example in zip(placeholders, example_inputs, strict=True)
+    )
+    calls = [node for node in _all_nodes(gm) if node.op in ("call_function", "call_method", "call_module")]
+    modules = tuple(" ".join(f"{path}:{_class_name(kind)}" for path, kind in module_stack(node)) for node in calls)
+    return GraphFacts(inputs, modules, any(_is_matmul(node) for node in calls))
+
+
+def module_stack(node: fx.Node) -> list[tuple[str, type]]:
+    """The modules a node came from, outermost first: (path, class). Backward nodes name their forward's modules."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    return [(plain_path(path), kind) for path, kind in stack.values()]
+
+
+def plain_path(expression: str) -> str:
+    """The path as users write it, of Dynamo's expression for it: L['self']._modules['0']._parameters['weight'] and
+    L['self'].layers[0] become 0.weight and layers.0.
+    """
+    path = re.sub(r"getattr\((.*), '([^']+)'\)", r"\1.\2", expression)
+    path = re.sub(r"^[LG]\['[^']+'\]", "", path)
+    path = re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", path)
+    path = re.sub(r"\['?([^'\]]+)'?\]", r".\1", path)
+    return path.strip(".")
+
+
+def _all_nodes(gm: fx.GraphModule) -> Iterator[fx.Node]:
+    """Nodes of the graph and of its subgraphs (checkpointed regions are submodules)."""
+    for module in gm.modules():
+        if isinstance(module, fx.GraphModule):
+            yield from module.graph.nodes
+
+
+def _is_matmul(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return any(part in name for part in _MATMULS)
+
+
+def _class_name(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)

@@ -1,0 +1,146 @@
+"""Which product of a joint graph is fprop, dgrad or wgrad, and of which layer.
+
+The answer is a networkx graph: its nodes are products and the tensors they read; its edges lead from a tensor to each
+product that reads it and from an fprop to its dgrad and wgrad. So "which GEMMs share this activation" is a look at the
+activation's successors.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import networkx as nx
+import torch
+from torch import fx
+
+from spectral_compile.graph.dataflow import Origin, origins, root
+from spectral_compile.graph.facts import GraphFacts, module_stack
+
+aten = torch.ops.aten
+
+Role = Literal["fprop", "dgrad", "wgrad", "other"]
+MATRIX_PRODUCTS = (aten.mm.default, aten.addmm.default)
+BATCHED_PRODUCTS = ("bmm", "baddbmm", "_grouped_mm", "_scaled_dot_product", "flash_attention", "efficient_attention")
+
+
+@dataclass(eq=False)
+class Gemm:
+    """One product. For `mm` and `addmm`, a @ b + addend; role "other" comes with the reason in `note`."""
+
+    node: fx.Node
+    role: Role
+    layer: str
+    a: fx.Node | None = None
+    b: fx.Node | None = None
+    addend: fx.Node | None = None
+    note: str = ""
+    weight_names: frozenset[str] = frozenset()
+    forward: "Gemm | None" = None
+    backward: list["Gemm"] = field(default_factory=list)
+    weight_is_b: bool = True  # fprop and dgrad: which operand is the weight
+    gradient_is_a: bool = True  # wgrad: which operand is the gradient
+
+
+@dataclass
+class Provenance:
+    """gemms in graph order; `graph` as described above; `origin` of every node."""
+
+    gemms: list[Gemm]
+    graph: nx.DiGraph
+    origin: dict[fx.Node, Origin]
+
+
+def trace(graph: fx.Graph, facts: GraphFacts) -> Provenance:
+    """Find and relate every product of an AOTAutograd graph, joint or inference."""
+    names = {i: name for i, name in enumerate(facts.inputs) if name is not None}
+    origin = origins(graph, names)
+    gemms: list[Gemm] = []
+    fprop_of: dict[int, list[Gemm]] = {}  # by seq_nr, which a backward product shares with its forward
+    for node in graph.nodes:
+        if node.target in MATRIX_PRODUCTS:
+            gemm = _backward(node, fprop_of, origin) if _in_backward(node) else _forward(node, origin)
+            if gemm.role == "fprop" and node.meta.get("seq_nr") is not None:
+                fprop_of.setdefault(node.meta["seq_nr"], []).append(gemm)
+        elif any(part in str(node.target) for part in BATCHED_PRODUCTS):
+            gemm = Gemm(node, "other", layer_path(node), note=_batched_note(node, origin))
+        else:
+            continue
+        gemms.append(gemm)
+    return Provenance(gemms, _as_graph(gemms), origin)
+
+
+def layer_path(node: fx.Node) -> str:
+    """The path of the innermost module a node came from; "" where there is none."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
+
+
+def _forward(node: fx.Node, origin: dict[fx.Node, Origin]) -> Gemm:
+    addend, a, b = _operands(node)
+    gemm = Gemm(node, "other", layer_path(node), a, b, addend)
+    weight_a, weight_b = origin[a].is_weight, origin[b].is_weight
+    if weight_a and weight_b:
+        gemm.note = "weight arithmetic: no activation flows in"
+    elif not weight_a and not weight_b:
+        gemm.note = "no operand is a parameter: both are activations or constants"
+    elif not (origin[a].activation or origin[b].activation):
+        gemm.note = "no operand is an activation"
+    else:
+        gemm.role, gemm.weight_is_b = "fprop", weight_b
+        gemm.weight_names = origin[b if weight_b else a].parameters
+        gemm.layer = gemm.layer or min(gemm.weight_names).rpartition(".")[0]
+    return gemm
+
+
+def _backward(node: fx.Node, fprop_of: dict[int, list[Gemm]], origin: dict[fx.Node, Origin]) -> Gemm:
+    """Match by seq_nr, then prove it by data flow: dgrad reads the forward's weight, wgrad its activation."""
+    addend, a, b = _operands(node)
+    gemm = Gemm(node, "other", layer_path(node), a, b, addend)
+    for forward in fprop_of.get(node.meta.get("seq_nr", -1), ()):
+        assert forward.a is not None
+        assert forward.b is not None
+        weight, activation = (forward.b, forward.a) if forward.weight_is_b else (forward.a, forward.b)
+        weight_root, activation_root = root(weight), root(activation)
+        if weight_root in (root(a), root(b)):
+            gemm.role, gemm.weight_is_b = "dgrad", root(b) is weight_root
+        elif activation_root in (root(a), root(b)):
+            gemm.role, gemm.gradient_is_a = "wgrad", root(b) is activation_root
+        else:
+            continue
+        gemm.forward, gemm.layer, gemm.weight_names = forward, forward.layer, forward.weight_names
+        forward.backward.append(gemm)
+        return gemm
+    gemm.note = "backward product whose forward linear was not found"
+    if not (origin[a].parameters or origin[b].parameters):
+        gemm.note = "backward of a product without parameters"
+    return gemm
+
+
+def _operands(node: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
+    addend, a, b = node.args if len(node.args) == 3 else (None, *node.args)
+    return addend, a, b  # type: ignore[return-value]
+
+
+def _in_backward(node: fx.Node) -> bool:
+    return node.meta.get("partitioner_tag") == "is_backward"
+
+
+def _batched_note(node: fx.Node, origin: dict[fx.Node, Origin]) -> str:
+    if any(origin[argument].is_weight for argument in node.all_input_nodes):
+        return "batched product with a stack of weights: stays in high precision"
+    return "attention product: both operands are activations"
+
+
+def _as_graph(gemms: list[Gemm]) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    for gemm in gemms:
+        graph.add_node(gemm.node.name, kind="gemm", gemm=gemm, role=gemm.role, layer=gemm.layer)
+    for gemm in gemms:
+        for operand, side in ((gemm.a, "a"), (gemm.b, "b")):
+            if operand is not None:
+                tensor = root(operand).name
+                if tensor not in graph:
+                    graph.add_node(tensor, kind="tensor")
+                graph.add_edge(tensor, gemm.node.name, kind="reads", side=side)
+        for backward in gemm.backward:
+            graph.add_edge(gemm.node.name, backward.node.name, kind=backward.role)
+    return graph

@@ -1,0 +1,26 @@
+"""What must hold of a graph after every pass."""
+
+import torch
+from torch import fx
+
+
+def verify(graph: fx.Graph, after: str) -> None:
+    """Raise an AssertionError naming the pass if the graph is malformed or a node lacks its value's metadata."""
+    try:
+        graph.lint()
+    except RuntimeError as error:
+        raise AssertionError(f"pass {after} left a malformed graph: {error}") from error
+    for node in graph.nodes:
+        if node.op == "call_function" and "val" not in node.meta:
+            raise AssertionError(f"pass {after} left {node.name} without meta['val']")
+        if _is_ours(node) and any("val" not in argument.meta for argument in node.all_input_nodes):
+            raise AssertionError(f"pass {after}: {node.name} reads a node without meta['val']")
+
+
+def holds_spectral_operators(graph: fx.Graph) -> bool:
+    """Whether a graph has been rewritten already."""
+    return any(_is_ours(node) for node in graph.nodes)
+
+
+def _is_ours(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "spectral"

@@ -1,0 +1,28 @@
+"""Which arithmetic carries FP4 products on a device.
+
+An E2M1 value times its block scale has at most 6 significant bits: exact in bf16 and in fp32, so FP4 is *emulated
+exactly* where the hardware has no FP4 unit. Only the order of the fp32 sums differs.
+"""
+
+import torch
+
+AUTO = "auto"
+
+
+def choose_carrier(device: torch.device, out_dtype: torch.dtype, format: str, asked: str) -> str:
+    """"bf16" or "fp32" for a product on `device` with results in `out_dtype`; `asked` is the user's choice or "auto".
+
+    bf16 where the device multiplies it fast. A bf16 product on a CPU returns bf16 sums, so fp32 results need fp32.
+    """
+    if format == "identity":
+        return "fp32"
+    if asked != AUTO:
+        return asked
+    if device.type == "cpu" and (out_dtype == torch.float32 or not fast_bf16_on_cpu()):
+        return "fp32"
+    return "bf16"
+
+
+def fast_bf16_on_cpu() -> bool:
+    """Whether this CPU has bf16 products (AMX or AVX512-BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,44 @@
+"""Running the rewritten graph operator by operator: no Inductor, no C++ compiler; for debuggers and most tests."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from spectral_compile._torch import aot_autograd, min_cut_rematerialization_partition, select_decomp_table
+
+JointPass = Callable[[fx.Graph], None]
+
+
+def compile_eager(gm: fx.GraphModule, example_inputs: Sequence[Any], joint_pass: JointPass | None) -> Callable[..., Any]:
+    """AOTAutograd, `joint_pass` on the joint graph, the same partitioner as Inductor's, then an interpreter."""
+
+    def rewrite(graph_module: fx.GraphModule) -> None:
+        if joint_pass is not None:
+            joint_pass(graph_module.graph)
+            graph_module.recompile()
+
+    def partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        rewrite(joint)
+        return min_cut_rematerialization_partition(joint, inputs, **kwargs)
+
+    def inference(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        rewrite(graph_module)
+        return _run(graph_module, inputs)
+
+    backend = aot_autograd(
+        fw_compiler=_run,
+        bw_compiler=_run,
+        inference_compiler=inference,
+        partition_fn=partition,
+        decompositions=select_decomp_table(),
+    )
+    return backend(gm, example_inputs)
+
+
+def _run(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    def run(arguments: list[Any]) -> Any:
+        return fx.Interpreter(graph_module).boxed_run(arguments)
+
+    run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd: arguments come as one list, ours to empty
+    return run

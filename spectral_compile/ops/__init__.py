@@ -1,0 +1,9 @@
+"""The spectral:: operators: what a rewritten graph is written in.
+
+Each has a schema, a fake kernel (shapes, dtypes and strides exact) and a plain-torch reference, so a graph that holds
+them runs anywhere with the same numbers. `lowering/` gives devices faster kernels under the same names.
+"""
+
+from spectral_compile.ops import center, dequantize, quantize, scaled_mm, split_mm, token_mean
+
+__all__ = ["center", "dequantize", "quantize", "scaled_mm", "split_mm", "token_mean"]

@@ -1,0 +1,1 @@
+"""The passes that turn plan rows into spectral:: operators, one a file."""

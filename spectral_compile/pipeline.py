@@ -1,0 +1,92 @@
+"""The pass manager: the one object that Inductor calls on a joint graph, and what its cache key is made of."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from spectral_compile._torch import CustomGraphPass, GraphTransformObserver, graph_input_index
+from spectral_compile.config import Options
+from spectral_compile.graph.facts import GraphFacts
+from spectral_compile.graph.provenance import trace
+from spectral_compile.graph.verify import holds_spectral_operators, verify
+from spectral_compile.lowering.carrier import fast_bf16_on_cpu
+from spectral_compile.passes.mean_center import mean_center
+from spectral_compile.passes.quantize_fp4 import quantize_fp4
+from spectral_compile.plan import Plan
+from spectral_compile.planner import make_plan
+
+Observer = Callable[[str, fx.Graph, Plan], None]
+_observers: list[Observer] = []  # called with the stage's name and the graph, before the first pass and after each
+
+
+class PassManager(CustomGraphPass):
+    """Plans and rewrites one AOTAutograd graph, in place.
+
+    Runs only when a compile misses the caches, and more than once on some graphs, so it has no side effects (but for
+    observers, who switch the caches off) and leaves a graph alone that it has rewritten already.
+    """
+
+    def __init__(self, facts: GraphFacts, options: Options, seed_input: int | None) -> None:
+        self.facts = facts
+        self.options = options
+        self.seed_input = seed_input
+
+    def __call__(self, graph: fx.Graph) -> None:
+        if holds_spectral_operators(graph):
+            return
+        provenance = trace(graph, self.facts)
+        plan = make_plan(graph, provenance, self.options)
+        rows = list(zip(plan.rows, provenance.gemms, strict=True))
+        seed = self._seed(graph)
+        steps: tuple[tuple[str, Callable[[fx.Graph], None]], ...] = (
+            ("mean_center", lambda g: mean_center(g, rows)),  # first: what is quantised is the residual
+            ("quantize_fp4", lambda g: quantize_fp4(g, rows, seed)),
+        )
+        _notify("joint", graph, plan)
+        for name, step in steps:
+            _apply(name, step, graph)
+            verify(graph, after=name)
+            _notify(name, graph, plan)
+        graph.eliminate_dead_code()
+
+    def uuid(self) -> str:
+        """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
+        parts = (source_digest(), self.options, self.facts, self.seed_input, fast_bf16_on_cpu())
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _seed(self, graph: fx.Graph) -> fx.Node | None:
+        if self.seed_input is None:
+            return None
+        inputs = graph.find_nodes(op="placeholder")
+        return next((node for node in inputs if graph_input_index(node) == self.seed_input), None)
+
+
+@functools.cache
+def source_digest() -> str:
+    """A hash of this package's sources and torch's version: another version of either compiles afresh."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    package = Path(__file__).parent
+    for file in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def observe(observer: Observer) -> Callable[[], None]:
+    """Show `observer` every graph, before the first pass ("joint") and after each. Returns what ends it."""
+    _observers.append(observer)
+    return lambda: _observers.remove(observer)
+
+
+def _apply(name: str, step: Callable[[fx.Graph], None], graph: fx.Graph) -> None:
+    """Run a pass under torch's observer: timing, `disabled_passes` by name and bisection come with it."""
+    GraphTransformObserver(graph.owning_module, f"spectral_{name}", subsystem="joint_graph_passes").apply_graph_pass(step)
+
+
+def _notify(stage: str, graph: fx.Graph, plan: Any) -> None:
+    for observer in tuple(_observers):
+        observer(stage, graph, plan)

@@ -1,0 +1,91 @@
+"""The plan: what was decided for each GEMM, and why. Pure data, computed without touching the graph."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from spectral_compile.graph.provenance import Role
+
+
+@dataclass(frozen=True)
+class OperandPlan:
+    """How one operand is quantised: kind "activation", "weight" or "gradient"; tile_rows 1 or 16; whether rounding is
+    stochastic; whether its token mean is removed first. `stream` keeps its random bits apart from all others'.
+    """
+
+    kind: str
+    tile_rows: int = 1
+    stochastic: bool = False
+    centered: bool = False
+    stream: int = 0
+
+
+@dataclass(frozen=True)
+class GemmPlan:
+    """One row. `node` names the product in the traced graph; [m, n] = [m, k] @ [k, n], as numbers or symbols.
+
+    `reason` says why a GEMM stays in high precision and is empty where it is quantised; then a and b, format, carrier
+    and, where something is centred, min_rows are set.
+    """
+
+    node: str
+    layer: str
+    role: Role
+    m: str
+    n: str
+    k: str
+    dtype: str
+    reason: str = ""
+    a: OperandPlan | None = None
+    b: OperandPlan | None = None
+    format: str = ""
+    carrier: str = ""
+    min_rows: int = 0
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the product runs on FP4 operands."""
+        return not self.reason
+
+    @property
+    def centered(self) -> bool:
+        """Whether a mean is taken out of an operand of this product."""
+        return any(operand is not None and operand.centered for operand in (self.a, self.b))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows, in graph order."""
+
+    rows: tuple[GemmPlan, ...]
+
+    @property
+    def quantized(self) -> tuple[GemmPlan, ...]:
+        """The rows that are quantised."""
+        return tuple(row for row in self.rows if row.quantized)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready data."""
+        return dataclasses.asdict(self)
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"{len(self.quantized)} of {len(self.rows)} GEMMs in four bits")
+        for heading in ("layer", "role", "m x n x k", "decision"):
+            table.add_column(heading)
+        for row in self.rows:
+            table.add_row(row.layer, row.role, f"{row.m} x {row.n} x {row.k}", row.reason or _decision(row))
+        return table
+
+
+def _decision(row: GemmPlan) -> str:
+    operands = " @ ".join(_operand(operand) for operand in (row.a, row.b) if operand is not None)
+    return f"{row.format}: {operands} in {row.carrier}"
+
+
+def _operand(operand: OperandPlan) -> str:
+    marks = [f"{operand.tile_rows}x16"]
+    marks += ["stochastic"] if operand.stochastic else []
+    marks += ["centred"] if operand.centered else []
+    return f"{operand.kind} ({', '.join(marks)})"

@@ -1,0 +1,113 @@
+"""Decides, GEMM by GEMM, with a reason for each one left alone."""
+
+import torch
+from torch import fx
+
+from spectral_compile._torch import statically_known_true
+from spectral_compile.config import MeanCenter, Options, QuantizeFP4
+from spectral_compile.graph.provenance import Gemm, Provenance
+from spectral_compile.graph.roles import heads_and_routers
+from spectral_compile.lowering.carrier import choose_carrier
+from spectral_compile.plan import GemmPlan, OperandPlan, Plan
+from spectral_compile.rules import first_match
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def make_plan(graph: fx.Graph, provenance: Provenance, options: Options) -> Plan:
+    """The plan for one AOTAutograd graph. Nothing in the graph is changed."""
+    quantize = options.find(QuantizeFP4)
+    center = options.find(MeanCenter) or MeanCenter(activations=False, gradients=False)
+    special = heads_and_routers(graph, provenance)
+    training = any(gemm.role in ("dgrad", "wgrad") for gemm in provenance.gemms)
+
+    rows = []
+    for index, gemm in enumerate(provenance.gemms):
+        reason = _reason_against(gemm, special, quantize is not None, training, options)
+        rows.append(_row(gemm, reason, index, quantize or QuantizeFP4(), center, options.carrier))
+    return Plan(tuple(rows))
+
+
+def _reason_against(
+    gemm: Gemm, special: dict[Gemm, str], quantizing: bool, training: bool, options: Options
+) -> str:
+    forward = gemm.forward or gemm
+    if gemm.role == "other":
+        return gemm.note
+    if not quantizing:
+        return "no pass of this recipe quantises"
+    if forward in special:
+        return special[forward]
+    if not training and options.inference == "high-precision":
+        return "inference, by option in high precision"
+    if gemm.node.meta["val"].dtype not in _DTYPES:
+        return f"{_name(gemm.node.meta['val'].dtype)} products stay as they are"
+    if gemm.node.kwargs:
+        return "addmm with alpha or beta stays as it is"
+    if gemm.addend is not None and (gemm.addend.meta["val"].dim() != 1 or not gemm.weight_is_b):
+        return "addmm that adds a matrix stays as it is"
+    pattern = first_match(options.exclude, gemm.layer)
+    return f"excluded by {pattern!r}" if pattern is not None else ""
+
+
+def _row(
+    gemm: Gemm, reason: str, index: int, quantize: QuantizeFP4, center: MeanCenter, carrier: str
+) -> GemmPlan:
+    value = gemm.node.meta["val"]
+    shapes = _shape(gemm)
+    described = (gemm.node.name, gemm.layer, gemm.role, *(str(size) for size in shapes), _name(_dtype(value)))
+    if reason:
+        return GemmPlan(*described, reason=reason)
+    few = _tokens_are_few(gemm, center.min_rows)
+    a, b = (
+        _operand(kind, quantize, center, few, stream=2 * index + side)
+        for side, kind in enumerate(_kinds(gemm))
+    )
+    return GemmPlan(
+        *described,
+        a=a,
+        b=b,
+        format=quantize.format,
+        carrier=choose_carrier(value.device, value.dtype, quantize.format, carrier),
+        min_rows=center.min_rows if a.centered or b.centered else 0,
+    )
+
+
+def _kinds(gemm: Gemm) -> tuple[str, str]:
+    if gemm.role == "wgrad":
+        return ("gradient", "activation") if gemm.gradient_is_a else ("activation", "gradient")
+    moving = "activation" if gemm.role == "fprop" else "gradient"
+    return (moving, "weight") if gemm.weight_is_b else ("weight", moving)
+
+
+def _operand(kind: str, quantize: QuantizeFP4, center: MeanCenter, few_tokens: bool, stream: int) -> OperandPlan:
+    identity = quantize.format == "identity"
+    if kind == "weight":
+        return OperandPlan(kind, tile_rows=1 if identity else quantize.weight_tile, stream=stream)
+    wanted = center.activations if kind == "activation" else center.gradients
+    stochastic = kind == "gradient" and quantize.gradient_rounding == "stochastic" and not identity
+    return OperandPlan(kind, stochastic=stochastic, centered=wanted and not few_tokens, stream=stream)
+
+
+def _tokens_are_few(gemm: Gemm, min_rows: int) -> bool:
+    """True only where the number of tokens is known: otherwise the operator that takes the mean decides at run time."""
+    m, n, k = _shape(gemm)
+    tokens = k if gemm.role == "wgrad" else (m if gemm.weight_is_b else n)
+    return statically_known_true(tokens < min_rows)
+
+
+def _shape(gemm: Gemm) -> tuple[int, int, int]:
+    """(m, n, k); zeros for products whose operands are not matrices."""
+    if gemm.a is None or gemm.b is None:
+        return 0, 0, 0
+    m, k = gemm.a.meta["val"].shape
+    return m, gemm.b.meta["val"].shape[1], k
+
+
+def _dtype(value: object) -> torch.dtype:
+    first = value[0] if isinstance(value, (list, tuple)) else value
+    return first.dtype if isinstance(first, torch.Tensor) else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

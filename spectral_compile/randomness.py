@@ -1,0 +1,46 @@
+"""The seed of stochastic rounding, an explicit input of every compiled training graph.
+
+Each call of a compiled graph gets a fresh seed: a hash of the base seed, a counter and the data-parallel rank. So
+noise differs from step to step and from rank to rank, repeats when the program is repeated, and leaves the user's own
+random numbers (dropout, data order) untouched.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+class _State:
+    def __init__(self) -> None:
+        self.base: int | None = None  # None: follow torch.initial_seed()
+        self.followed: int | None = None
+        self.calls = 0
+
+
+_state = _State()
+
+
+def manual_seed(seed: int | None) -> None:
+    """Seed stochastic rounding and restart its sequence. None, as at the start, follows `torch.manual_seed`."""
+    _state.base, _state.followed = seed, None
+
+
+def next_seed(device: torch.device) -> Tensor:
+    """The next seed: int64 [], on `device`, made there without a copy from the host."""
+    base = torch.initial_seed() if _state.base is None else _state.base
+    if base != _state.followed:
+        _state.followed, _state.calls = base, 0
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    word = _mix(_mix(_mix(base) ^ _state.calls) ^ rank)
+    _state.calls += 1
+    return torch.full((), word - (1 << 63), dtype=torch.int64, device=device)
+
+
+def _mix(word: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): neighbouring inputs give unrelated outputs."""
+    word = (word + 0x9E3779B97F4A7C15) & _MASK
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
+    return word ^ (word >> 31)
