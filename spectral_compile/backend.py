@@ -15,6 +15,7 @@ import spectral_compile.ops  # noqa: F401  # registers the operators: cached cod
 from spectral_compile import config, rules
 from spectral_compile._torch import compile_fx, guard_on_attribute, in_compiled_autograd, inductor_mode_options
 from spectral_compile.config import Options, QuantizeFP4
+from spectral_compile.errors import SpectralRuntimeError
 from spectral_compile.graph import facts as graph_facts
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.lowering import cpu
@@ -50,8 +51,9 @@ def spectral(
 
     # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
     manager = PassManager(facts, parsed, seed_input=len(example_inputs))
+    example_seed = torch.zeros((), dtype=torch.int64, device=device)
     with _another_input(gm, "spectral_seed"):
-        compiled = _compile(gm, [*example_inputs, next_seed(device)], parsed, mode, manager)
+        compiled = _compile(gm, [*example_inputs, example_seed], parsed, mode, manager)
 
     def run(*arguments: Any) -> Any:
         return compiled(*arguments, next_seed(device))
@@ -71,9 +73,16 @@ def _compile(
     patches = {**inductor_mode_options(mode), **dict(options.inductor)}
     if joint_pass is not None:
         if _device(example_inputs).type == "cpu":
-            cpu.prepare()
+            _load_cpu_kernels()
         patches["joint_custom_pre_pass"] = joint_pass
     return compile_fx(gm, example_inputs, config_patches=patches or None)
+
+
+def _load_cpu_kernels() -> None:
+    try:
+        cpu.prepare()
+    except cpu.NoCompilerError as error:
+        raise SpectralRuntimeError(str(error)) from None
 
 
 def _nothing_to_do(options: Options, facts: GraphFacts) -> bool:

@@ -10,6 +10,7 @@ class _PlainForTheUser(ShortenTraceback):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, first_useful_frame=None)
+        self.message = message  # Dynamo adds advice for its own developers to `args`
 
     def remove_dynamo_frames(self) -> Any:
         return self.plain()
@@ -23,11 +24,11 @@ class SpectralValueError(_PlainForTheUser, ValueError):
     """A wrong option or input. Reaches the user of a compiled function as `ValueError`."""
 
     def plain(self) -> Exception:
-        return ValueError(str(self))
+        return ValueError(self.message)
 
 
 class SpectralRuntimeError(_PlainForTheUser, RuntimeError):
     """Something is missing on this machine. Reaches the user of a compiled function as `RuntimeError`."""
 
     def plain(self) -> Exception:
-        return RuntimeError(str(self))
+        return RuntimeError(self.message)

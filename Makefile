@@ -1,0 +1,46 @@
+# Both commands do all their set-up on a fresh machine: virtual environment and installs included.
+# PIP_ARGS goes to pip; on a machine without a GPU, a CPU-only torch saves gigabytes:
+#   make demo PIP_ARGS="--extra-index-url <the CPU wheel index of your torch version>"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo spread test lint types pytest slow clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m examples.demo $(ARGS)
+
+spread: $(VENV)/.demo  ## evidence beyond one seed: rounding seeds branch from one checkpoint
+	$(BIN)/python -m examples.spread $(ARGS)
+
+test: lint types pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+slow: $(VENV)/.dev  ## what takes minutes: left out of `make test`
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
