@@ -4,7 +4,9 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import ctypes
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import InvalidCxxCompiler as NoCppCompiler
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.graph_transform_observer import GraphTransformObserver
@@ -28,21 +32,30 @@ __all__ = [
     "CustomGraphPass",
     "FakeTensorMode",
     "GraphTransformObserver",
+    "NoCppCompiler",
+    "OpOverload",
     "ShortenTraceback",
     "aot_autograd",
     "compile_fx",
+    "cpu_multiplies_bf16",
     "detect_fake_mode",
     "dynamo_source_name",
     "graph_input_index",
     "guard_on_attribute",
     "in_compiled_autograd",
     "inductor_mode_options",
+    "load_shared_library",
     "min_cut_rematerialization_partition",
     "returned_by_forward",
     "select_decomp_table",
     "statically_known_true",
     "without_caches",
 ]
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 products (AMX or AVX512-BF16)."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def in_compiled_autograd() -> bool:
@@ -69,7 +82,7 @@ def guard_on_attribute(module: str, holder: str, attribute: str) -> None:
 
 
 def dynamo_source_name(placeholder: fx.Node) -> str:
-    """Where Dynamo found a graph input, as an expression ("L['self']._parameters['weight']"); "" if it has no source."""
+    """Where Dynamo found a graph input, as an expression ("L['self']._parameters['weight']"), or ""."""
     source = getattr(placeholder, "_dynamo_source", None)
     if source is None:
         return ""
@@ -106,3 +119,17 @@ def without_caches() -> Iterator[None]:
     """Compile afresh: no look-up in the disk caches, below which no pass runs."""
     with inductor_config.patch(force_disable_caches=True):
         yield
+
+
+def load_shared_library(cpp_source: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """Load C++ that has a C interface; built once, by Inductor's toolchain into its cache.
+
+    OpenMP and -march=native are on; `flags` come after Inductor's own and win over them. Raises NoCppCompiler where
+    there is none.
+    """
+    from torch._inductor.codecache import CppCodeCache
+
+    # Inductor would probe which vector instructions compile (20 s on an empty cache), for macros not used here.
+    parameters = inspect.signature(CppCodeCache.load_async).parameters
+    without_probe = {"needs_vec_isa": False} if "needs_vec_isa" in parameters else {}
+    return CppCodeCache.load(cpp_source, extra_flags=tuple(flags), **without_probe)

@@ -75,7 +75,8 @@ def _compile(
         if _device(example_inputs).type == "cpu":
             _load_cpu_kernels()
         patches["joint_custom_pre_pass"] = joint_pass
-    return compile_fx(gm, example_inputs, config_patches=patches or None)
+    compiled: Compiled = compile_fx(gm, example_inputs, config_patches=patches or None)  # type: ignore[assignment]
+    return compiled
 
 
 def _load_cpu_kernels() -> None:
@@ -101,7 +102,7 @@ def _another_input(gm: fx.GraphModule, name: str) -> Iterator[None]:
     """One more placeholder while the graph is compiled; Dynamo, which calls with its own inputs, never sees it."""
     with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
         node = gm.graph.placeholder(name)
-    node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks; there is nothing to guard
+    node._dynamo_source = None  # AOTAutograd asks; there is nothing to guard
     gm.recompile()
     try:
         yield

@@ -97,14 +97,15 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
     names = [f.name for f in dataclasses.fields(Options)]
     for key in given:
         if key not in names:
-            raise SpectralValueError(f"unknown option {key!r}{_nearest(key, names)}; options are {_listed(names)}")
+            nearest = _nearest(str(key), names)
+            raise SpectralValueError(f"unknown option {key!r}{nearest}; options are {_listed(names)}")
     for key in ("passes", "exclude"):
         if isinstance(given.get(key), list):
             given[key] = tuple(given[key])
     if isinstance(given.get("exclude"), str):
         given["exclude"] = (given["exclude"],)
     if isinstance(given.get("inductor"), Mapping):
-        given["inductor"] = tuple(sorted(given["inductor"].items()))
+        given["inductor"] = tuple(sorted(given["inductor"].items(), key=str))
     try:
         parsed = Options(**given)
     except pydantic.ValidationError as error:
@@ -112,6 +113,9 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
     if parsed.recipe not in RECIPES:
         nearest = _nearest(parsed.recipe, list(RECIPES))
         raise SpectralValueError(f"unknown recipe {parsed.recipe!r}{nearest}; recipes are {_listed(list(RECIPES))}")
+    kinds = [type(p).__name__ for p in parsed.passes]
+    for kind in {k for k in kinds if kinds.count(k) > 1}:
+        raise SpectralValueError(f"option 'passes' holds {kind} more than once; which one is meant?")
     for pattern in parsed.exclude:
         compile_pattern(pattern)
     return parsed
@@ -152,6 +156,14 @@ def watch(options: Mapping[str, Any] | None) -> str:
 _watched: dict[str, tuple[Mapping[str, Any] | None, Watch]] = {}  # holds the options, so that identities stay unique
 
 
+_EXPECTED = {  # where pydantic would speak of tuples
+    "recipe": f"one of {', '.join(map(repr, RECIPES))}",
+    "passes": f"a list of passes: {', '.join(f'{kind.__name__}(...)' for kind in get_args(PassConfig))}",
+    "exclude": "a list of regular expressions",
+    "inductor": "a dict of Inductor's options",
+}
+
+
 def _explain(error: pydantic.ValidationError) -> str:
     """One line for the first thing wrong: option, value, what is valid."""
     first = error.errors()[0]
@@ -159,7 +171,10 @@ def _explain(error: pydantic.ValidationError) -> str:
     value = first["input"]
     field = next((f for f in dataclasses.fields(Options) if f.name == key), None)
     choices = [c for c in get_args(field.type) if isinstance(c, str)] if field else []
-    hint = f"{_nearest(str(value), choices)}; it is one of {_listed(choices)}" if choices else f": {first['msg']}"
+    if choices:
+        hint = f"{_nearest(str(value), choices)}; it is one of {_listed(choices)}"
+    else:
+        hint = f"; it is {_EXPECTED[key]}"
     return f"option {key!r} cannot be {value!r}{hint}"
 
 

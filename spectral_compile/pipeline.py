@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from spectral_compile._torch import CustomGraphPass, GraphTransformObserver, graph_input_index
+from spectral_compile._torch import CustomGraphPass, GraphTransformObserver, cpu_multiplies_bf16, graph_input_index
 from spectral_compile.config import Options
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.graph.provenance import trace
 from spectral_compile.graph.verify import holds_spectral_operators, verify
-from spectral_compile.lowering.carrier import fast_bf16_on_cpu
 from spectral_compile.passes.mean_center import mean_center
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
 from spectral_compile.plan import Plan
@@ -56,7 +55,7 @@ class PassManager(CustomGraphPass):
 
     def uuid(self) -> str:
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
-        parts = (source_digest(), self.options, self.facts, self.seed_input, fast_bf16_on_cpu())
+        parts = (source_digest(), self.options, self.facts, self.seed_input, cpu_multiplies_bf16())
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _seed(self, graph: fx.Graph) -> fx.Node | None:
@@ -71,7 +70,7 @@ def source_digest() -> str:
     """A hash of this package's sources and torch's version: another version of either compiles afresh."""
     digest = hashlib.sha256(torch.__version__.encode())
     package = Path(__file__).parent
-    for file in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"))):
+    for file in sorted((*package.rglob("*.py"), *package.rglob("*.cpp"), *package.rglob("*.h"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -84,7 +83,9 @@ def observe(observer: Observer) -> Callable[[], None]:
 
 def _apply(name: str, step: Callable[[fx.Graph], None], graph: fx.Graph) -> None:
     """Run a pass under torch's observer: timing, `disabled_passes` by name and bisection come with it."""
-    GraphTransformObserver(graph.owning_module, f"spectral_{name}", subsystem="joint_graph_passes").apply_graph_pass(step)
+    module = graph.owning_module
+    assert module is not None
+    GraphTransformObserver(module, f"spectral_{name}", subsystem="joint_graph_passes").apply_graph_pass(step)
 
 
 def _notify(stage: str, graph: fx.Graph, plan: Any) -> None:

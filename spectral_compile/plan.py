@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from spectral_compile.graph.provenance import Role
@@ -75,7 +76,8 @@ class Plan:
         for heading in ("layer", "role", "m x n x k", "decision"):
             table.add_column(heading)
         for row in self.rows:
-            table.add_row(row.layer, row.role, f"{row.m} x {row.n} x {row.k}", row.reason or _decision(row))
+            cells = (row.layer, row.role, f"{row.m} x {row.n} x {row.k}", row.reason or _decision(row))
+            table.add_row(*map(escape, cells))  # a reason may quote a regular expression: [a-z] is no markup
         return table
 
 

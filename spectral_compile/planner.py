@@ -1,5 +1,9 @@
 """Decides, GEMM by GEMM, with a reason for each one left alone."""
 
+import dataclasses
+import zlib
+from collections import Counter
+
 import torch
 from torch import fx
 
@@ -21,16 +25,15 @@ def make_plan(graph: fx.Graph, provenance: Provenance, options: Options) -> Plan
     special = heads_and_routers(graph, provenance)
     training = any(gemm.role in ("dgrad", "wgrad") for gemm in provenance.gemms)
 
+    streams = _streams(provenance.gemms)
     rows = []
-    for index, gemm in enumerate(provenance.gemms):
+    for gemm in provenance.gemms:
         reason = _reason_against(gemm, special, quantize is not None, training, options)
-        rows.append(_row(gemm, reason, index, quantize or QuantizeFP4(), center, options.carrier))
+        rows.append(_row(gemm, reason, streams, quantize or QuantizeFP4(), center, options.carrier))
     return Plan(tuple(rows))
 
 
-def _reason_against(
-    gemm: Gemm, special: dict[Gemm, str], quantizing: bool, training: bool, options: Options
-) -> str:
+def _reason_against(gemm: Gemm, special: dict[Gemm, str], quantizing: bool, training: bool, options: Options) -> str:
     forward = gemm.forward or gemm
     if gemm.role == "other":
         return gemm.note
@@ -40,31 +43,69 @@ def _reason_against(
         return special[forward]
     if not training and options.inference == "high-precision":
         return "inference, by option in high precision"
-    if gemm.node.meta["val"].dtype not in _DTYPES:
-        return f"{_name(gemm.node.meta['val'].dtype)} products stay as they are"
-    if gemm.node.kwargs:
-        return "addmm with alpha or beta stays as it is"
-    if gemm.addend is not None and (gemm.addend.meta["val"].dim() != 1 or not gemm.weight_is_b):
-        return "addmm that adds a matrix stays as it is"
+    unsupported = _unsupported(forward) or _unsupported(gemm)  # a backward product follows its forward
+    if unsupported:
+        return unsupported
     pattern = first_match(options.exclude, gemm.layer)
     return f"excluded by {pattern!r}" if pattern is not None else ""
 
 
+def _unsupported(gemm: Gemm) -> str:
+    dtype = gemm.node.meta["val"].dtype
+    if dtype not in _DTYPES:
+        return f"{_name(dtype)} products stay as they are"
+    if gemm.node.kwargs:
+        return "addmm with alpha or beta stays as it is"
+    if gemm.addend is None:
+        return ""
+    if not gemm.weight_is_b:
+        return "addmm with the weight on the left stays as it is"
+    shape, features = gemm.addend.meta["val"].shape, gemm.node.meta["val"].shape[1]
+    is_bias = len(shape) == 1 and statically_known_true(shape[0] == features)
+    return "" if is_bias else "addmm that adds anything but a bias [out_features] stays as it is"
+
+
+def _streams(gemms: list[Gemm]) -> dict[tuple[Gemm, str], int]:
+    """The random stream of each operand, by product and kind: a hash of layer, role, kind and how many calls of the
+    layer came before. So neither checkpointing nor leaving out another layer changes how an operand is rounded.
+    """
+    calls: Counter[str] = Counter()
+    occurrence: dict[Gemm, int] = {}
+    streams: dict[tuple[Gemm, str], int] = {}
+    taken: set[int] = set()
+    for gemm in gemms:
+        if gemm.role == "other":
+            continue
+        if gemm.forward is None:
+            occurrence[gemm] = calls[gemm.layer]
+            calls[gemm.layer] += 1
+        for kind in _kinds(gemm):
+            identity = f"{gemm.layer}/{gemm.role}/{kind}/{occurrence[gemm.forward or gemm]}"
+            stream = zlib.crc32(identity.encode())
+            while stream in taken:  # a collision: the later one moves on
+                stream = (stream + 1) % 2**32
+            taken.add(stream)
+            streams[gemm, kind] = stream
+    return streams
+
+
 def _row(
-    gemm: Gemm, reason: str, index: int, quantize: QuantizeFP4, center: MeanCenter, carrier: str
+    gemm: Gemm,
+    reason: str,
+    streams: dict[tuple[Gemm, str], int],
+    quantize: QuantizeFP4,
+    center: MeanCenter,
+    carrier: str,
 ) -> GemmPlan:
     value = gemm.node.meta["val"]
-    shapes = _shape(gemm)
-    described = (gemm.node.name, gemm.layer, gemm.role, *(str(size) for size in shapes), _name(_dtype(value)))
+    m, n, k = (str(size) for size in _shape(gemm))
+    row = GemmPlan(gemm.node.name, gemm.layer, gemm.role, m, n, k, _name(_dtype(value)), reason)
     if reason:
-        return GemmPlan(*described, reason=reason)
+        return row
     few = _tokens_are_few(gemm, center.min_rows)
-    a, b = (
-        _operand(kind, quantize, center, few, stream=2 * index + side)
-        for side, kind in enumerate(_kinds(gemm))
-    )
-    return GemmPlan(
-        *described,
+    a, b = (_operand(kind, quantize, center, few, streams[gemm, kind]) for kind in _kinds(gemm))
+    return dataclasses.replace(
+        row,
         a=a,
         b=b,
         format=quantize.format,

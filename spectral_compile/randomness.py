@@ -23,7 +23,13 @@ _state = _State()
 
 
 def manual_seed(seed: int | None) -> None:
-    """Seed stochastic rounding and restart its sequence. None, as at the start, follows `torch.manual_seed`."""
+    """Seed stochastic rounding and restart its sequence.
+
+    None, as at the start, follows `torch.manual_seed`: another seed there restarts the sequence, the same one does
+    not. Raises ValueError for anything but an integer or None.
+    """
+    if seed is not None and not isinstance(seed, int):
+        raise ValueError(f"the seed is an integer or None, not {seed!r}")
     _state.base, _state.followed = seed, None
 
 

@@ -36,7 +36,7 @@ def quantize_nvfp4(x: Tensor, *, tile_rows: int = 1, seed: Tensor | None = None,
     Rounds to nearest, or stochastically where a `seed` (int64, one element) is given; `stream` (below 2**32) keeps
     the random bits of different operands apart.
     """
-    x = x.to(torch.float32)
+    x = x.to(torch.float32).contiguous()  # what follows keeps the layout, also for a transpose
     rows, cols = x.shape
     largest = x.abs().amax() if x.numel() else torch.zeros((), device=x.device)
     amax = torch.where(torch.isfinite(largest), largest, torch.nan)

@@ -37,10 +37,13 @@ _WHOLE_VIEWS = VIEWS - {aten.select.int, aten.slice.Tensor}
 
 @dataclass(frozen=True)
 class Origin:
-    """What a value is computed from: which parameters, and whether any activation (an input that is no parameter)."""
+    """What a value is computed from: which parameters, whether any activation (an input that is no parameter), and
+    whether any tangent, which makes it part of the backward.
+    """
 
     parameters: frozenset[str] = frozenset()
     activation: bool = False
+    gradient: bool = False
 
     @property
     def is_weight(self) -> bool:
@@ -48,7 +51,9 @@ class Origin:
         return bool(self.parameters) and not self.activation
 
     def __or__(self, other: "Origin") -> "Origin":
-        return Origin(self.parameters | other.parameters, self.activation or other.activation)
+        return Origin(
+            self.parameters | other.parameters, self.activation or other.activation, self.gradient or other.gradient
+        )
 
 
 def origins(graph: fx.Graph, parameter_names: Mapping[int, str]) -> dict[fx.Node, Origin]:
@@ -59,7 +64,9 @@ def origins(graph: fx.Graph, parameter_names: Mapping[int, str]) -> dict[fx.Node
             index = graph_input_index(node)
             name = parameter_names.get(index) if index is not None else None
             is_tensor = isinstance(node.meta.get("val"), torch.Tensor)
-            found[node] = Origin(activation=is_tensor) if name is None else Origin(frozenset({name}))
+            is_tangent = index is None and "desc" in node.meta and node.meta.get("partitioner_tag") == "is_backward"
+            unnamed = Origin(activation=is_tensor, gradient=is_tangent)
+            found[node] = unnamed if name is None else Origin(frozenset({name}))
         else:
             found[node] = Origin()
             for argument in node.all_input_nodes:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
 
+_SAVE = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
 _INHERITED = (
     "partitioner_tag",
     "seq_nr",
@@ -47,6 +49,9 @@ class Emitter:
         with self.graph.inserting_after(max(after, self._last_input)):
             node = self.graph.call_function(target, args)
         self._annotate(node, like)
+        if node.meta.get("recompute") in _SAVE:
+            # Selective checkpointing asks for a product's result to be saved, not for all that goes into it.
+            node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
         self._known[key] = node
         return node
 
@@ -113,9 +118,7 @@ _SHAREABLE = frozenset(
 
 
 def _nodes_in(args: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg(args, lambda n: found.append(n) or n)
-    return found
+    return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, fx.Node)]
 
 
 def _tensors_in(values: Any) -> list[Any]:

@@ -56,7 +56,9 @@ def plain_path(expression: str) -> str:
     """The path as users write it, of Dynamo's expression for it: L['self']._modules['0']._parameters['weight'] and
     L['self'].layers[0] become 0.weight and layers.0.
     """
-    path = re.sub(r"getattr\((.*), '([^']+)'\)", r"\1.\2", expression)
+    path, changed = expression, 1
+    while changed:  # from the inside out
+        path, changed = re.subn(r"getattr\(([^()]*), '([^']+)'\)", r"\1.\2", path)
     path = re.sub(r"^[LG]\['[^']+'\]", "", path)
     path = re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", path)
     path = re.sub(r"\['?([^'\]]+)'?\]", r".\1", path)

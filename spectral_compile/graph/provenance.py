@@ -19,7 +19,8 @@ aten = torch.ops.aten
 
 Role = Literal["fprop", "dgrad", "wgrad", "other"]
 MATRIX_PRODUCTS = (aten.mm.default, aten.addmm.default)
-BATCHED_PRODUCTS = ("bmm", "baddbmm", "_grouped_mm", "_scaled_dot_product", "flash_attention", "efficient_attention")
+ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention")
+BATCHED_PRODUCTS = ("bmm", "grouped_mm", *ATTENTION)
 
 
 @dataclass(eq=False)
@@ -54,16 +55,18 @@ def trace(graph: fx.Graph, facts: GraphFacts) -> Provenance:
     names = {i: name for i, name in enumerate(facts.inputs) if name is not None}
     origin = origins(graph, names)
     gemms: list[Gemm] = []
-    fprop_of: dict[int, list[Gemm]] = {}  # by seq_nr, which a backward product shares with its forward
+    forward_of: dict[int, list[Gemm]] = {}  # by seq_nr, which a backward product shares with its forward
     for node in graph.nodes:
+        backward = _in_backward(node) or origin[node].gradient  # an autograd.Function's own backward has no tag
+        candidates = forward_of.get(node.meta.get("seq_nr", -1), [])
         if node.target in MATRIX_PRODUCTS:
-            gemm = _backward(node, fprop_of, origin) if _in_backward(node) else _forward(node, origin)
-            if gemm.role == "fprop" and node.meta.get("seq_nr") is not None:
-                fprop_of.setdefault(node.meta["seq_nr"], []).append(gemm)
+            gemm = _backward(node, candidates) if backward else _forward(node, origin)
         elif any(part in str(node.target) for part in BATCHED_PRODUCTS):
-            gemm = Gemm(node, "other", layer_path(node), note=_batched_note(node, origin))
+            gemm = _batched(node, candidates if backward else [], origin)
         else:
             continue
+        if not backward and "seq_nr" in node.meta:
+            forward_of.setdefault(node.meta["seq_nr"], []).append(gemm)
         gemms.append(gemm)
     return Provenance(gemms, _as_graph(gemms), origin)
 
@@ -81,7 +84,7 @@ def _forward(node: fx.Node, origin: dict[fx.Node, Origin]) -> Gemm:
     if weight_a and weight_b:
         gemm.note = "weight arithmetic: no activation flows in"
     elif not weight_a and not weight_b:
-        gemm.note = "no operand is a parameter: both are activations or constants"
+        gemm.note = "neither operand is computed from parameters alone"
     elif not (origin[a].activation or origin[b].activation):
         gemm.note = "no operand is an activation"
     else:
@@ -91,28 +94,36 @@ def _forward(node: fx.Node, origin: dict[fx.Node, Origin]) -> Gemm:
     return gemm
 
 
-def _backward(node: fx.Node, fprop_of: dict[int, list[Gemm]], origin: dict[fx.Node, Origin]) -> Gemm:
+def _backward(node: fx.Node, candidates: list[Gemm]) -> Gemm:
     """Match by seq_nr, then prove it by data flow: dgrad reads the forward's weight, wgrad its activation."""
     addend, a, b = _operands(node)
-    gemm = Gemm(node, "other", layer_path(node), a, b, addend)
-    for forward in fprop_of.get(node.meta.get("seq_nr", -1), ()):
-        assert forward.a is not None
-        assert forward.b is not None
-        weight, activation = (forward.b, forward.a) if forward.weight_is_b else (forward.a, forward.b)
-        weight_root, activation_root = root(weight), root(activation)
-        if weight_root in (root(a), root(b)):
-            gemm.role, gemm.weight_is_b = "dgrad", root(b) is weight_root
-        elif activation_root in (root(a), root(b)):
-            gemm.role, gemm.gradient_is_a = "wgrad", root(b) is activation_root
-        else:
+    gemm = Gemm(node, "other", layer_path(node), a, b, addend, note="backward product whose forward was not found")
+    read = (root(a), root(b))
+    for forward in candidates:
+        if forward.a is None or forward.b is None:
             continue
+        weight, activation = root(forward.b), root(forward.a)
+        if not forward.weight_is_b:
+            weight, activation = activation, weight
+        if weight not in read and activation not in read:
+            continue
+        if forward.role != "fprop":
+            gemm.note = f"backward of: {forward.note}"
+            return gemm
+        if weight in read:
+            gemm.role, gemm.weight_is_b = "dgrad", read[1] is weight
+        else:
+            gemm.role, gemm.gradient_is_a = "wgrad", read[1] is activation
         gemm.forward, gemm.layer, gemm.weight_names = forward, forward.layer, forward.weight_names
         forward.backward.append(gemm)
         return gemm
-    gemm.note = "backward product whose forward linear was not found"
-    if not (origin[a].parameters or origin[b].parameters):
-        gemm.note = "backward of a product without parameters"
     return gemm
+
+
+def _batched(node: fx.Node, candidates: list[Gemm], origin: dict[fx.Node, Origin]) -> Gemm:
+    """A product that stays in high precision; in the backward for its forward's reason."""
+    note = next((forward.note for forward in candidates if forward.a is None), None)
+    return Gemm(node, "other", layer_path(node), note=note or _batched_note(node, origin))
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
@@ -125,7 +136,8 @@ def _in_backward(node: fx.Node) -> bool:
 
 
 def _batched_note(node: fx.Node, origin: dict[fx.Node, Origin]) -> str:
-    if any(origin[argument].is_weight for argument in node.all_input_nodes):
+    attention = any(part in str(node.target) for part in ATTENTION)
+    if not attention and any(origin[argument].is_weight for argument in node.all_input_nodes):
         return "batched product with a stack of weights: stays in high precision"
     return "attention product: both operands are activations"
 

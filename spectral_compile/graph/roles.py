@@ -9,7 +9,7 @@ import re
 import torch
 from torch import fx
 
-from spectral_compile._torch import returned_by_forward
+from spectral_compile._torch import OpOverload, returned_by_forward
 from spectral_compile.graph.dataflow import CASTS, VIEWS
 from spectral_compile.graph.provenance import Gemm, Provenance
 
@@ -17,7 +17,8 @@ aten = torch.ops.aten
 
 _LOSSES = ("log_softmax", "nll_loss", "cross_entropy", "mse_loss", "l1_loss", "huber_loss", "kl_div", "soft_margin")
 _LOSS_OPS = (*_LOSSES, "binary_cross_entropy", "hinge_embedding", "margin_ranking", "logsumexp")
-_RANKING = ("topk", "sort", "argmax", "argsort", "max.dim", "kthvalue")
+_RANKING = ("topk", "sort", "argsort", "kthvalue")
+_TOP_ONE = ("argmax", "max.dim")  # ranks a top-1 router's experts, and counts a head's right answers
 _REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "var", "std", "prod", "softmax", "logsumexp", "norm")
 _SELECTIONS = ("index", "gather", "embedding_renorm", "where", "masked_fill", "split", "chunk", "unbind", "getitem")
 _HEAD_NAMES = re.compile(r"(^|\.)(lm_head|head|output|embed_out|unembed|classifier|score|logits?)$")
@@ -29,16 +30,19 @@ def heads_and_routers(graph: fx.Graph, provenance: Provenance) -> dict[Gemm, str
     """The fprops that are output heads or routers, each with the reason that the user will read."""
     carries = _results_of(graph, provenance)
     found: dict[Gemm, str] = {}
-    for node, gemm in carries.items():
-        if not isinstance(gemm, Gemm) or gemm.node is node or gemm in found:
-            continue
+    results = [(node, gemm) for node, gemm in carries.items() if isinstance(gemm, Gemm) and gemm.node is not node]
+    for node, gemm in results:
         if _matches(node, _RANKING):
-            found[gemm] = "router: its result is ranked (top-k)"
-        elif _matches(node, _LOSS_OPS) or _is_scalar_reduction(node):
-            found[gemm] = "output head: its result goes into the loss"
-    returned = [carries.get(node) for node in returned_by_forward(graph)]
-    for gemm in returned:
-        if isinstance(gemm, Gemm) and gemm not in found and (reason := _looks_like_a_head(graph, gemm, provenance)):
+            found.setdefault(gemm, "router: its result is ranked (top-k)")
+    for node, gemm in results:
+        if _matches(node, _LOSS_OPS) or _is_scalar_reduction(node):
+            found.setdefault(gemm, "output head: its result goes into the loss")
+    for node, gemm in results:
+        if _matches(node, _TOP_ONE):
+            found.setdefault(gemm, "router: its result is ranked (top-1)")
+    returned = {carries.get(node) for node in returned_by_forward(graph)}
+    for gemm in provenance.gemms:
+        if gemm in returned and gemm not in found and (reason := _looks_like_a_head(graph, gemm, provenance)):
             found[gemm] = reason
     return found
 
@@ -48,7 +52,7 @@ def _results_of(graph: fx.Graph, provenance: Provenance) -> dict[fx.Node, Gemm |
     fprops = {gemm.node: gemm for gemm in provenance.gemms if gemm.role == "fprop"}
     carries: dict[fx.Node, Gemm | str] = {}
     for node in graph.nodes:
-        if node.meta.get("partitioner_tag") == "is_backward" or node.op in ("placeholder", "output"):
+        if provenance.origin[node].gradient or node.op in ("placeholder", "output"):
             continue
         if node in fprops:
             carries[node] = fprops[node]
@@ -65,8 +69,8 @@ def _passes_on(node: fx.Node) -> bool:
     """Whether a node's result is still, element by element or summed up, that of its operand."""
     if node.target in VIEWS or node.target in CASTS:
         return True
-    pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-    return pointwise or _matches(node, (*_REDUCTIONS, *_SELECTIONS, *_RANKING, *_LOSS_OPS))
+    pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+    return pointwise or _matches(node, (*_REDUCTIONS, *_SELECTIONS, *_RANKING, *_TOP_ONE, *_LOSS_OPS))
 
 
 def _looks_like_a_head(graph: fx.Graph, gemm: Gemm, provenance: Provenance) -> str | None:
@@ -94,7 +98,7 @@ def _is_scalar_reduction(node: fx.Node) -> bool:
 def _matches(node: fx.Node, parts: tuple[str, ...]) -> bool:
     """Whether the operator, or the one it was decomposed from, is one of these."""
     for target in (node.target, node.meta.get("original_aten")):
-        if isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, OpOverload):
             name = str(target).removeprefix("aten.").removeprefix("prims.")
             if any(name.removeprefix("_").startswith(part) for part in parts):
                 return True

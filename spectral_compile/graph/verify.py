@@ -1,7 +1,8 @@
 """What must hold of a graph after every pass."""
 
-import torch
 from torch import fx
+
+from spectral_compile._torch import OpOverload
 
 
 def verify(graph: fx.Graph, after: str) -> None:
@@ -23,4 +24,4 @@ def holds_spectral_operators(graph: fx.Graph) -> bool:
 
 
 def _is_ours(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "spectral"
+    return isinstance(node.target, OpOverload) and node.target.namespace == "spectral"

@@ -6,6 +6,8 @@ exactly* where the hardware has no FP4 unit. Only the order of the fp32 sums dif
 
 import torch
 
+from spectral_compile._torch import cpu_multiplies_bf16
+
 AUTO = "auto"
 
 
@@ -18,11 +20,6 @@ def choose_carrier(device: torch.device, out_dtype: torch.dtype, format: str, as
         return "fp32"
     if asked != AUTO:
         return asked
-    if device.type == "cpu" and (out_dtype == torch.float32 or not fast_bf16_on_cpu()):
+    if device.type == "cpu" and (out_dtype == torch.float32 or not cpu_multiplies_bf16()):
         return "fp32"
     return "bf16"
-
-
-def fast_bf16_on_cpu() -> bool:
-    """Whether this CPU has bf16 products (AMX or AVX512-BF16)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

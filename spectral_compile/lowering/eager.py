@@ -10,7 +10,9 @@ from spectral_compile._torch import aot_autograd, min_cut_rematerialization_part
 JointPass = Callable[[fx.Graph], None]
 
 
-def compile_eager(gm: fx.GraphModule, example_inputs: Sequence[Any], joint_pass: JointPass | None) -> Callable[..., Any]:
+def compile_eager(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], joint_pass: JointPass | None
+) -> Callable[..., Any]:
     """AOTAutograd, `joint_pass` on the joint graph, the same partitioner as Inductor's, then an interpreter."""
 
     def rewrite(graph_module: fx.GraphModule) -> None:

@@ -10,7 +10,7 @@ from spectral_compile.ops.library import declare
 def dequantize(codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int) -> Tensor:
     """fp32 [rows, cols] of what `quantize` stored (its block axis last, so transposed for axis 0), padding cut off."""
     if format == "identity":
-        return codes.to(torch.float32, copy=True)
+        return codes.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return dequantize_nvfp4(Quantized(codes, scales, amax), rows, cols).contiguous()
 
 

@@ -7,6 +7,8 @@ from spectral_compile.formats.nvfp4 import BLOCK, quantize_nvfp4
 from spectral_compile.ops.center import center
 from spectral_compile.ops.library import declare
 
+FORMATS = ("nvfp4", "identity")
+
 
 def quantize(
     x: Tensor,
@@ -27,13 +29,15 @@ def quantize(
     format "identity": codes are the values themselves, unrounded (fp32 where a mean was removed, else x's dtype),
     scales are empty and amax is 1: the rewrite without the rounding, which is the rewrite's own test.
     """
+    if format not in FORMATS or tile_rows not in (1, BLOCK) or axis not in (0, 1):
+        raise ValueError(f"quantize: format {format!r}, axis {axis}, tile_rows {tile_rows}: no such quantiser")
     if mean is not None:
         x = center(x, mean, rows)
     if axis == 0:
         x = x.t()
     if format == "identity":
         return x.clone(memory_format=torch.contiguous_format), x.new_empty(0), x.new_ones((), dtype=torch.float32)
-    return tuple(quantize_nvfp4(x, tile_rows=tile_rows, seed=seed, stream=stream))
+    return quantize_nvfp4(x, tile_rows=tile_rows, seed=seed, stream=stream)
 
 
 def _fake(

@@ -37,7 +37,7 @@ def scaled_mm(
     b = carried(b_codes, b_scales, b_amax, format, *((n, k) if b_k_last else (k, n))).to(torch.float32)
     product = (a if a_k_last else a.t()) @ (b.t() if b_k_last else b)
     if format != "identity":
-        product = product * (tensor_scale(a_amax) * tensor_scale(b_amax))
+        product = product * tensor_scale(a_amax) * tensor_scale(b_amax)  # one by one: their product may underflow
     return add_rank_one(product, left, right).to(out_dtype)
 
 

@@ -21,7 +21,7 @@ def token_mean(x: Tensor, min_rows: int) -> Tensor:
 
 
 def token_mean_nonzero(x: Tensor, min_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean over the rows that are not all zero, which rows those are, and the sum: [features], [tokens], [features].
+    """The mean over rows that are not all zero, which rows those are, and the sum: [features], [tokens], [features].
 
     For gradients: tokens that do not count in the loss (padding, masked prompts) have rows of exact zeros, and taking
     a mean from those would turn them into noise. All fp32; rows is 1 where any element is not zero, else 0 (NaN is not

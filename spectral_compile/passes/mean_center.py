@@ -38,7 +38,7 @@ def mean_center(graph: fx.Graph, rows: list[tuple[GemmPlan, Gemm]]) -> None:
 def _fprop_or_dgrad(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product) -> Product:
     """The moving operand (activation or gradient) is centred along the product's rows, or columns if it is b."""
     moving, weight = (product.a, product.b) if gemm.weight_is_b else (product.b, product.a)
-    matrix, transposed = behind_transpose(moving)
+    matrix, transposed = _by_token(emit, moving, token_axis=0 if gemm.weight_is_b else 1)
     if row.role == "fprop":
         mean, tokens = _mean(emit, matrix, row, gemm), None
     else:
@@ -57,8 +57,8 @@ def _fprop_or_dgrad(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product) 
 
 def _wgrad(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product) -> Product:
     gradient, activation = (product.a, product.b) if gemm.gradient_is_a else (product.b, product.a)
-    d, d_transposed = behind_transpose(gradient)
-    x, x_transposed = behind_transpose(activation)
+    d, d_transposed = _by_token(emit, gradient, token_axis=1 if gemm.gradient_is_a else 0)
+    x, x_transposed = _by_token(emit, activation, token_axis=0 if gemm.gradient_is_a else 1)
     plan_d, plan_x = (row.a, row.b) if gemm.gradient_is_a else (row.b, row.a)
     assert plan_d is not None
     assert plan_x is not None
@@ -79,6 +79,15 @@ def _wgrad(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product) -> Produc
 
     d, x = _transpose(emit, d, d_transposed), _transpose(emit, x, x_transposed)
     return Product(d, x, of_d, of_x) if gemm.gradient_is_a else Product(x, d, of_x, of_d)
+
+
+def _by_token(emit: Emitter, operand: fx.Node, token_axis: int) -> tuple[fx.Node, bool]:
+    """An operand as [tokens, features], and whether the operand is the transpose of that. Users may keep their
+    activations either way round, so a transpose in the graph alone does not tell which axis the tokens are.
+    """
+    matrix, transposed = behind_transpose(operand)
+    tokens_last = token_axis == 1
+    return _transpose(emit, matrix, transposed != tokens_last), tokens_last
 
 
 def _mean(emit: Emitter, x: fx.Node, row: GemmPlan, gemm: Gemm) -> fx.Node:

@@ -29,13 +29,22 @@ def quantize_fp4(graph: fx.Graph, rows: list[tuple[GemmPlan, Gemm]], seed: fx.No
 def _rewrite(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product, seed: fx.Node | None) -> fx.Node:
     assert row.a is not None
     assert row.b is not None
-    m, k = emit.size(product.a, 0), emit.size(product.a, 1)
-    n = emit.size(product.b, 1)
+    m, k = _shape(emit, product.a)
+    _, n = _shape(emit, product.b)
     a, a_k_last = _quantize(emit, row, row.a, product.a, 1, gemm, seed)
     b, b_k_last = _quantize(emit, row, row.b, product.b, 0, gemm, seed)
     out_dtype = gemm.node.meta["val"].dtype
     arguments = (*a, *b, product.left, product.right, m, n, k, a_k_last, b_k_last, row.format, row.carrier, out_dtype)
     return emit.replace(gemm.node, spectral.scaled_mm.default, arguments)
+
+
+def _shape(emit: Emitter, operand: fx.Node) -> tuple[int | fx.Node, int | fx.Node]:
+    """The extents of an operand, read off a tensor that stays: the centred one is folded into its quantisation."""
+    matrix, transposed = behind_transpose(operand)
+    if matrix.target is spectral.center.default:
+        matrix = matrix.args[0]  # type: ignore[assignment]
+    rows, cols = emit.size(matrix, 0), emit.size(matrix, 1)
+    return (cols, rows) if transposed else (rows, cols)
 
 
 def _quantize(
@@ -52,6 +61,8 @@ def _quantize(
     # What is computed from forward values belongs to the forward, even where only a wgrad reads it.
     like = gemm.node if plan.kind == "gradient" or gemm.forward is None else gemm.forward.node
     own_seed = seed if plan.stochastic else None
+    if plan.stochastic and seed is None:
+        raise AssertionError(f"{row.node} is to be rounded stochastically and the graph has no seed input")
     what = (matrix, mean, tokens, own_seed, row.format, axis, plan.tile_rows)
     node = emit.call(spectral.quantize.default, (*what, plan.stream), like=like, share=what)
     return emit.outputs(node, 3), axis == k_axis

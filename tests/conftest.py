@@ -1,0 +1,25 @@
+"""What all tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# No deadline: the machine may be busy. No chance: a failure today is a failure tomorrow.
+settings.register_profile("spectral", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("spectral")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """A test draws the same numbers alone as after others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    """No test runs code that was compiled for another."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,166 @@
+"""Options: what is accepted, what is refused and how it is said, and what makes code compile anew."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from spectral_compile import config
+from spectral_compile.config import RECIPES, MeanCenter, Options, QuantizeFP4, Watch, parse_options, watch
+
+ALL_OPTIONS = "'recipe', 'passes', 'exclude', 'inference', 'codegen', 'carrier', 'inductor'"
+ALL_RECIPES = ", ".join(map(repr, RECIPES))
+
+REFUSED: list[tuple[dict[Any, Any], str]] = [
+    ({"exclud": []}, f"unknown option 'exclud' (did you mean 'exclude'?); options are {ALL_OPTIONS}"),
+    ({"zzzz": 1}, f"unknown option 'zzzz'; options are {ALL_OPTIONS}"),
+    ({3: 1}, f"unknown option 3; options are {ALL_OPTIONS}"),
+    ({"recipe": "avris"}, f"unknown recipe 'avris' (did you mean 'averis'?); recipes are {ALL_RECIPES}"),
+    ({"recipe": "zzzz"}, f"unknown recipe 'zzzz'; recipes are {ALL_RECIPES}"),
+    ({"recipe": None}, f"option 'recipe' cannot be None; it is one of {ALL_RECIPES}"),
+    (
+        {"codegen": "eagre"},
+        "option 'codegen' cannot be 'eagre' (did you mean 'eager'?); it is one of 'inductor', 'eager'",
+    ),
+    (
+        {"inference": "quantised"},
+        "option 'inference' cannot be 'quantised' (did you mean 'quantized'?);"
+        " it is one of 'quantized', 'high-precision'",
+    ),
+    ({"carrier": 8}, "option 'carrier' cannot be 8; it is one of 'auto', 'bf16', 'fp32'"),
+    ({"exclude": None}, "option 'exclude' cannot be None; it is a list of regular expressions"),
+    ({"exclude": ["fine", 1]}, "option 'exclude' cannot be 1; it is a list of regular expressions"),
+    (
+        {"exclude": ["fine", "("]},
+        "option 'exclude': '(' is not a regular expression: missing ), unterminated subpattern at position 0",
+    ),
+    ({"inductor": 5}, "option 'inductor' cannot be 5; it is a dict of Inductor's options"),
+    ({"inductor": {1: 0, "a": 0}}, "option 'inductor' cannot be 1; it is a dict of Inductor's options"),
+    (
+        {"passes": ["mean_center"]},
+        "option 'passes' cannot be 'mean_center'; it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
+    ),
+    (
+        {"passes": [{"min_rows": 1}]},
+        "option 'passes' cannot be {'min_rows': 1};"
+        " it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
+    ),
+    (
+        {"passes": MeanCenter()},
+        "option 'passes' cannot be MeanCenter(activations=True, gradients=True, min_rows=32);"
+        " it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_bad_options_are_refused_with(options: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_options(options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        (MeanCenter, "min_rows", 0),
+        (MeanCenter, "min_rows", 3.0),
+        (MeanCenter, "activations", 1),
+        (MeanCenter, "gradients", "yes"),
+        (QuantizeFP4, "format", "fp4"),
+        (QuantizeFP4, "weight_tile", 8),
+        (QuantizeFP4, "gradient_rounding", "up"),
+        (QuantizeFP4, "tile", 16),
+    ],
+)
+def test_passes_refuse_bad_settings_with_a_value_error_that_names_them(
+    kind: type, key: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=key):
+        kind(**{key: value})
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_no_options_mean_the_default_recipe(nothing: dict[str, Any] | None) -> None:
+    assert parse_options(nothing) == Options()
+    assert Options().resolved() == (MeanCenter(), QuantizeFP4())
+
+
+def test_lists_single_patterns_and_dicts_are_taken_and_frozen() -> None:
+    parsed = parse_options(
+        {"exclude": ["a", "b"], "passes": [MeanCenter()], "inductor": {"b": 2, "a": 1}, "codegen": "eager"}
+    )
+    assert parsed.exclude == ("a", "b")
+    assert parsed.passes == (MeanCenter(),)
+    assert parsed.inductor == (("a", 1), ("b", 2))
+    assert parse_options({"exclude": "lm_head"}).exclude == ("lm_head",)
+    assert hash(parsed) == hash(parse_options(dataclasses.asdict(parsed) | {"passes": [MeanCenter()]}))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parsed.recipe = "none"  # type: ignore[misc]
+
+
+def test_what_the_user_wrote_is_not_changed() -> None:
+    options = {"exclude": ["a"], "inductor": {"a": 1}}
+    parse_options(options)
+    assert options == {"exclude": ["a"], "inductor": {"a": 1}}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_parses_to_its_passes(recipe: str) -> None:
+    assert parse_options({"recipe": recipe}).resolved() == RECIPES[recipe]
+
+
+def test_a_pass_replaces_the_recipes_pass_of_its_class_in_place() -> None:
+    parsed = parse_options({"recipe": "averis", "passes": [MeanCenter(min_rows=8)]})
+    assert parsed.resolved() == (MeanCenter(min_rows=8), QuantizeFP4())
+    assert parsed.find(MeanCenter) == MeanCenter(min_rows=8)
+
+
+def test_a_pass_that_the_recipe_lacks_joins_it() -> None:
+    parsed = parse_options({"recipe": "nvfp4-plain", "passes": [MeanCenter()]})
+    assert parsed.resolved() == (QuantizeFP4(), MeanCenter())
+    assert parse_options({"recipe": "nvfp4-plain"}).find(MeanCenter) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "disabled"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", True)]
+)
+def test_spectral_disable(value: str | None, disabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECTRAL_DISABLE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SPECTRAL_DISABLE", value)
+    assert config.disabled_by_environment() is disabled
+
+
+def test_the_watch_sees_options_changed_in_place_however_deep() -> None:
+    options: dict[str, Any] = {"recipe": "averis", "exclude": ["a"]}
+    watched = Watch(options)
+    keys = [watched.key, watched.key]
+    assert keys[0] == keys[1]
+    options["recipe"] = "none"
+    keys.append(watched.key)
+    options["exclude"].append("b")
+    keys.append(watched.key)
+    options["passes"] = [MeanCenter(min_rows=1)]
+    keys.append(watched.key)
+    options["passes"] = [MeanCenter(min_rows=2)]
+    keys.append(watched.key)
+    assert len(set(keys)) == len(keys) - 1
+
+
+def test_the_watch_sees_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECTRAL_DISABLE", raising=False)
+    watched = Watch(None)
+    before = watched.key
+    monkeypatch.setenv("SPECTRAL_DISABLE", "1")
+    assert watched.key != before
+
+
+def test_each_options_object_has_one_watch_found_by_its_name_in_the_module() -> None:
+    first, second = {"recipe": "none"}, {"recipe": "none"}
+    name = watch(first)
+    assert watch(first) == name
+    assert watch(second) != name
+    assert watch(None) == watch(None)
+    first["recipe"] = "averis"
+    assert getattr(config, name).key == Watch(first).key

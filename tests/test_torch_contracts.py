@@ -1,0 +1,409 @@
+"""What this package relies on of torch beyond its public interface: one test for each thing in `_torch.py`.
+
+A test that fails here on a new torch names the assumption that no longer holds.
+"""
+
+import ctypes
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.source import LocalSource
+from torch._functorch._aot_autograd.descriptors import ForwardTokenAOTInput, PlainAOTInput
+from torch._inductor import config as inductor_config
+from torch._inductor import cpp_builder
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from spectral_compile import _torch
+
+aten = torch.ops.aten
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_every_name_of_the_module_has_a_contract_here() -> None:
+    source = Path(__file__).read_text()
+    missing = [name for name in _torch.__all__ if not re.search(rf"_torch\.{name}\b", source)]
+    assert not missing
+
+
+class Traced:
+    """A backend that keeps what it is given, and runs graphs by torch's interpreter."""
+
+    def __init__(self) -> None:
+        self.dynamo: list[fx.GraphModule] = []
+        self.joint: list[fx.GraphModule] = []
+        self.compiled: list[tuple[str, fx.GraphModule]] = []
+        self.partition_arguments: list[set[str]] = []
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        self.dynamo.append(gm)
+        backend = _torch.aot_autograd(
+            fw_compiler=self._compiler("forward"),
+            bw_compiler=self._compiler("backward"),
+            inference_compiler=self._compiler("inference"),
+            partition_fn=self._partition,
+            decompositions=_torch.select_decomp_table(),
+        )
+        return backend(gm, inputs)
+
+    def _partition(self, joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        self.joint.append(joint)
+        self.partition_arguments.append(set(kwargs))
+        return _torch.min_cut_rematerialization_partition(joint, inputs, **kwargs)
+
+    def _compiler(self, kind: str) -> Callable[..., Any]:
+        def compiler(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            self.compiled.append((kind, gm))
+
+            def run(arguments: list[Any]) -> Any:
+                return fx.Interpreter(gm).boxed_run(arguments)
+
+            run._boxed_call = True  # type: ignore[attr-defined]
+            return run
+
+        return compiler
+
+
+class TwoLinears(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 12), nn.Linear(12, 6, bias=False)])
+
+    def forward(self, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.blocks[0](x))
+        return self.blocks[1](hidden) + shift, hidden
+
+
+def train_step() -> tuple[Traced, TwoLinears, Tensor]:
+    """One compiled forward and backward of TwoLinears, what its backend saw, and the input."""
+    traced, model = Traced(), TwoLinears()
+    x = torch.randn(5, 8, requires_grad=True)
+    out, hidden = torch.compile(model, backend=traced, fullgraph=True)(x, torch.ones(6))
+    (out.sum() + hidden.sum()).backward()
+    return traced, model, x
+
+
+def placeholders(gm: fx.GraphModule) -> list[fx.Node]:
+    return gm.graph.find_nodes(op="placeholder")
+
+
+def test_aot_autograd_partitions_a_training_graph_and_runs_it_rightly() -> None:
+    traced, model, x = train_step()
+    assert [kind for kind, _ in traced.compiled] == ["forward", "backward"]
+    assert len(traced.joint) == 1
+    gradients = [x.grad, *(p.grad for p in model.parameters())]
+    x.grad = None
+    model.zero_grad()
+    out, hidden = model(x, torch.ones(6))
+    (out.sum() + hidden.sum()).backward()
+    for got, expected in zip(gradients, [x.grad, *(p.grad for p in model.parameters())], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_aot_autograd_gives_a_graph_without_backward_to_the_inference_compiler() -> None:
+    traced = Traced()
+    with torch.no_grad():
+        torch.compile(TwoLinears(), backend=traced)(torch.randn(5, 8), torch.ones(6))
+    assert [kind for kind, _ in traced.compiled] == ["inference"]
+    assert not traced.joint
+
+
+def test_aot_autograd_passes_to_the_partitioner_what_min_cut_wants() -> None:
+    traced, _, _ = train_step()
+    assert "num_fwd_outputs" in traced.partition_arguments[0]
+
+
+def test_min_cut_rematerialization_partition_splits_by_forward_outputs_and_tangents() -> None:
+    traced, _, _ = train_step()
+    forward, backward = (gm for _, gm in traced.compiled)
+    assert not [n for n in placeholders(forward) if "tangent" in n.name]
+    assert [n.name for n in placeholders(backward) if "tangent" in n.name]
+    assert len(backward.graph.output_node().args[0]) == len(placeholders(forward))
+
+
+def test_select_decomp_table_leaves_products_of_linears_as_mm_and_addmm() -> None:
+    traced, _, _ = train_step()
+    targets = [node.target for node in traced.joint[0].graph.nodes]
+    assert targets.count(aten.addmm.default) == 1
+    assert targets.count(aten.mm.default) == 5  # fprop without bias; dgrad and wgrad of both
+    assert aten.t.default not in targets
+
+
+def test_joint_graphs_tag_backward_nodes_and_pair_them_with_their_forward() -> None:
+    traced, _, _ = train_step()
+    products = [n for n in traced.joint[0].graph.nodes if n.target in (aten.mm.default, aten.addmm.default)]
+    backward = [n for n in products if n.meta.get("partitioner_tag") == "is_backward"]
+    assert len(products) - len(backward) == 2
+    assert len(backward) == 4
+    forward = {n.meta["seq_nr"] for n in products if n not in backward}
+    assert {n.meta["seq_nr"] for n in backward} == forward
+    assert all("nn_module_stack" in n.meta for n in products if n not in backward)
+    assert all("fwd_nn_module_stack" in n.meta for n in backward)
+
+
+def test_dynamo_source_name_is_the_python_expression_of_an_input() -> None:
+    traced, _, _ = train_step()
+    names = [_torch.dynamo_source_name(node) for node in placeholders(traced.dynamo[0])]
+    weights = [name for name in names if name.endswith("._parameters['weight']")]
+    assert len(weights) == 2
+    assert "._modules['blocks']._modules['0']._parameters['weight']" in weights[0]
+    assert len([name for name in names if name.startswith("L[") and "_parameters" not in name]) == 2
+
+
+def test_dynamo_source_name_is_empty_without_a_source() -> None:
+    assert _torch.dynamo_source_name(fx.Graph().placeholder("x")) == ""
+
+
+def test_graph_input_index_counts_dynamos_inputs_and_tangents_have_none() -> None:
+    traced, _, _ = train_step()
+    names = {node.name: _torch.graph_input_index(node) for node in placeholders(traced.joint[0])}
+    primals = [index for name, index in names.items() if name.startswith("primals")]
+    assert primals == list(range(len(placeholders(traced.dynamo[0]))))
+    assert [index for name, index in names.items() if name.startswith("tangents")] == [None, None]
+
+
+def test_graph_input_index_is_none_for_inputs_of_aot_autograds_own() -> None:
+    placeholder = fx.Graph().placeholder("x")
+    for description, index in ((PlainAOTInput(3), 3), (ForwardTokenAOTInput(3), None)):
+        placeholder.meta["desc"] = description
+        assert _torch.graph_input_index(placeholder) == index
+
+
+def test_returned_by_forward_is_the_users_results_less_gradients() -> None:
+    traced, _, _ = train_step()
+    joint = traced.joint[0].graph
+    returned = _torch.returned_by_forward(joint)
+    assert [tuple(node.meta["val"].shape) for node in returned] == [(5, 6), (5, 12)]
+    assert len(joint.output_node().args[0]) > 2  # gradients are there, and were left out
+
+
+def test_returned_by_forward_is_everything_where_nothing_is_described() -> None:
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    graph.output((x, None, y))
+    assert _torch.returned_by_forward(graph) == [x, y]
+    single = fx.Graph()
+    z = single.placeholder("z")
+    single.output(z)
+    assert _torch.returned_by_forward(single) == [z]
+
+
+def test_guard_on_attribute_recompiles_once_the_attribute_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = type("Holder", (), {"key": "a"})()
+    module = ModuleType("guarded_by_the_contract_test")
+    module.holder = holder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    compiles: list[str] = []
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        compiles.append(holder.key)
+        _torch.guard_on_attribute(module.__name__, "holder", "key")
+        return gm.forward
+
+    compiled = torch.compile(lambda x: x + 1, backend=backend)
+    for key in ("a", "a", "b", "b", "a"):
+        holder.key = key
+        compiled(torch.ones(2))
+    assert compiles == ["a", "b"]  # and the code for "a" is found again
+
+
+def test_guard_on_attribute_does_nothing_outside_dynamo() -> None:
+    _torch.guard_on_attribute("spectral_compile.config", "no_such_holder", "key")
+
+
+def test_AttrSource_names_an_attribute_of_its_base() -> None:  # noqa: N802
+    source = _torch.AttrSource(_torch.AttrSource(LocalSource("m"), "holder"), "key")
+    node = fx.Graph().placeholder("x")
+    node._dynamo_source = source  # type: ignore[attr-defined]
+    assert _torch.dynamo_source_name(node) == "L['m'].holder.key"
+
+
+def test_in_compiled_autograd_only_while_its_graph_is_compiled() -> None:
+    seen: list[bool] = []
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        seen.append(_torch.in_compiled_autograd())
+        return gm.forward
+
+    x = torch.randn(3, requires_grad=True)
+    torch.compile(lambda x: x * 2, backend=backend)(x)
+    loss = (x * x).sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend=backend)):
+        loss.backward()
+    assert seen == [False, True]
+    assert not _torch.in_compiled_autograd()
+
+
+def test_inductor_mode_options_are_those_of_the_mode() -> None:
+    assert _torch.inductor_mode_options("max-autotune")["max_autotune"] is True
+    assert _torch.inductor_mode_options(None) == {}
+    assert _torch.inductor_mode_options("default") == {}
+    with pytest.raises(RuntimeError, match="no-such-mode"):
+        _torch.inductor_mode_options("no-such-mode")
+
+
+def test_without_caches_switches_inductors_off_and_on_again() -> None:
+    before = inductor_config.force_disable_caches
+    with _torch.without_caches():
+        assert inductor_config.force_disable_caches is True
+    assert inductor_config.force_disable_caches == before
+
+
+class Seen(_torch.CustomGraphPass):
+    """Counts its calls, in a way that Inductor may pickle or hash."""
+
+    graphs: list[list[Any]]
+
+    def __init__(self, identity: str) -> None:
+        self.graphs = []
+        self.identity = identity
+        self.asked = 0
+
+    def __call__(self, graph: fx.Graph) -> None:
+        self.graphs.append([node.target for node in graph.nodes])
+
+    def uuid(self) -> str:
+        self.asked += 1
+        return self.identity
+
+
+def inductor_compiles(seen: Seen) -> None:
+    """A product alone: Inductor calls ATen for it and needs no C++ compiler."""
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return _torch.compile_fx(gm, inputs, config_patches={"joint_custom_pre_pass": seen})
+
+    torch.compiler.reset()
+    x, w = torch.randn(16, 32), torch.randn(32, 24, requires_grad=True)
+    out = torch.compile(lambda x, w: x @ w, backend=backend)(x, w)
+    torch.testing.assert_close(out, x @ w)
+    out.sum().backward()
+
+
+def test_compile_fx_calls_the_joint_pass_on_the_joint_graph_before_it_is_partitioned() -> None:
+    seen = Seen("any")
+    with _torch.without_caches():
+        inductor_compiles(seen)
+    assert len(seen.graphs) >= 1
+    assert seen.graphs[0].count(aten.mm.default) == 2  # the product and its gradient, in one graph
+
+
+def test_CustomGraphPass_uuid_is_part_of_the_cache_key(  # noqa: N802
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    first, same, other = Seen("one"), Seen("one"), Seen("two")
+    for seen in (first, same, other):
+        inductor_compiles(seen)
+    assert [bool(seen.graphs) for seen in (first, same, other)] == [True, False, True]
+    assert same.asked > 0
+
+
+def test_GraphTransformObserver_applies_a_pass_to_the_graph_unless_it_is_disabled_by_name() -> None:  # noqa: N802
+    gm = fx.symbolic_trace(lambda x: x + 1)
+    given: list[fx.Graph] = []
+
+    def observed() -> None:
+        observer = _torch.GraphTransformObserver(gm, "spectral_contract", subsystem="joint_graph_passes")
+        observer.apply_graph_pass(given.append)
+
+    observed()
+    assert given == [gm.graph]
+    with inductor_config.patch(disabled_passes="spectral_contract"):
+        observed()
+    assert len(given) == 1
+
+
+def test_ShortenTraceback_from_a_backend_is_replaced_by_what_remove_dynamo_frames_returns() -> None:  # noqa: N802
+    class Ours(_torch.ShortenTraceback):
+        def remove_dynamo_frames(self) -> Any:
+            return KeyError("for the user")
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        raise Ours("internal", first_useful_frame=None)
+
+    with pytest.raises(KeyError, match="for the user"):
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+
+
+def test_FakeTensorMode_computes_shapes_without_values() -> None:  # noqa: N802
+    mode = _torch.FakeTensorMode()
+    fake = mode.from_tensor(torch.ones(3, 4))
+    with mode:
+        assert (fake @ fake.t()).shape == (3, 3)
+    assert fake.fake_mode is mode  # the emitter reads this
+
+
+def test_detect_fake_mode_finds_the_mode_of_fake_tensors() -> None:
+    mode = _torch.FakeTensorMode()
+    assert _torch.detect_fake_mode([torch.ones(1), mode.from_tensor(torch.ones(1))]) is mode
+    assert _torch.detect_fake_mode([torch.ones(1)]) is None
+
+
+def test_statically_known_true_neither_guesses_nor_guards() -> None:
+    environment = ShapeEnv()
+    mode = _torch.FakeTensorMode(shape_env=environment)
+    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    size = mode.from_tensor(torch.ones(40), symbolic_context=context).shape[0]
+    assert isinstance(size, torch.SymInt)
+    assert not _torch.statically_known_true(size < 32)
+    assert not _torch.statically_known_true(size >= 32)  # true of the example, not of every size
+    assert not environment.guards
+    assert _torch.statically_known_true(3 < 4)
+    assert not _torch.statically_known_true(4 < 3)
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+SOURCE = """
+extern "C" int limit(float x) {
+#ifdef SPECTRAL_CONTRACT
+    return SPECTRAL_CONTRACT;
+#endif
+    return -1;
+}
+extern "C" int infinite(float x) { return __builtin_isinf(x); }
+extern "C" int threads() {
+    int n = 0;
+    #pragma omp parallel num_threads(2) reduction(+ : n)
+    n += 1;
+    return n;
+}
+"""
+
+
+@needs_compiler
+def test_load_shared_library_builds_with_openmp_and_lets_our_flags_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    library = _torch.load_shared_library(SOURCE, ("-DSPECTRAL_CONTRACT=7", "-fno-finite-math-only"))
+    library.infinite.argtypes = [ctypes.c_float]
+    library.limit.argtypes = [ctypes.c_float]
+    assert library.limit(0.0) == 7
+    assert library.infinite(float("inf")) == 1  # Inductor's own flags say that there are no infinities
+    assert library.threads() == 2
+
+
+def test_load_shared_library_raises_NoCppCompiler_where_there_is_none(  # noqa: N802
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    cpp_builder.cpp_compiler_search.cache_clear()
+    try:
+        with inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(_torch.NoCppCompiler):
+            _torch.load_shared_library("int unseen() { return 0; }")
+    finally:
+        cpp_builder.cpp_compiler_search.cache_clear()
