@@ -30,9 +30,7 @@ def assert_one_trace_serves_all_sizes(
     outputs = pytree.tree_leaves(traced.graph.output_node().args)
     sizes = [size for node in outputs for size in node.meta["val"].shape]
     assert not any(isinstance(size, int) for size in sizes), f"specialised: {sizes}"
-    for got, expected in zip(
-        pytree.tree_leaves(traced(*others)), pytree.tree_leaves(function(*others)), strict=True
-    ):
+    for got, expected in zip(pytree.tree_leaves(traced(*others)), pytree.tree_leaves(function(*others)), strict=True):
         assert equal_bits(got, expected)
 
 

@@ -43,8 +43,7 @@ REFUSED: list[tuple[dict[Any, Any], str]] = [
     ),
     (
         {"passes": [{"min_rows": 1}]},
-        "option 'passes' cannot be {'min_rows': 1};"
-        " it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
+        "option 'passes' cannot be {'min_rows': 1}; it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
     ),
     (
         {"passes": MeanCenter()},
@@ -73,9 +72,7 @@ def test_bad_options_are_refused_with(options: dict[Any, Any], message: str) -> 
         (QuantizeFP4, "tile", 16),
     ],
 )
-def test_passes_refuse_bad_settings_with_a_value_error_that_names_them(
-    kind: type, key: str, value: object
-) -> None:
+def test_passes_refuse_bad_settings_with_a_value_error_that_names_them(kind: type, key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
         kind(**{key: value})
 
@@ -122,9 +119,7 @@ def test_a_pass_that_the_recipe_lacks_joins_it() -> None:
     assert parse_options({"recipe": "nvfp4-plain"}).find(MeanCenter) is None
 
 
-@pytest.mark.parametrize(
-    ("value", "disabled"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", True)]
-)
+@pytest.mark.parametrize(("value", "disabled"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", True)])
 def test_spectral_disable(value: str | None, disabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPECTRAL_DISABLE", raising=False)
     if value is not None:

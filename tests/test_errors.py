@@ -16,9 +16,7 @@ def test_outside_a_backend_ours_is_caught_as_the_builtin(ours: type, builtin: ty
 
 
 @pytest.mark.parametrize(("ours", "builtin"), KINDS)
-def test_inside_a_backend_the_user_meets_the_builtin_itself_with_our_message_alone(
-    ours: type, builtin: type
-) -> None:
+def test_inside_a_backend_the_user_meets_the_builtin_itself_with_our_message_alone(ours: type, builtin: type) -> None:
     def backend(gm: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
         raise ours("what to do")
 

@@ -25,9 +25,7 @@ DGRAD = GemmPlan(
     format="nvfp4",
     carrier="fp32",
 )
-LEFT_ALONE = GemmPlan(
-    "mm_2", "lm_head", "fprop", "8", "64", "32", "bfloat16", reason="excluded by 'layers.[a-z]+[/]'"
-)
+LEFT_ALONE = GemmPlan("mm_2", "lm_head", "fprop", "8", "64", "32", "bfloat16", reason="excluded by 'layers.[a-z]+[/]'")
 PLAN = Plan((QUANTIZED, DGRAD, LEFT_ALONE))
 
 
@@ -52,9 +50,7 @@ def test_a_row_is_centred_where_either_operand_is() -> None:
 def test_as_dict_is_json_and_holds_everything() -> None:
     data = json.loads(json.dumps(PLAN.as_dict()))
     rows = [
-        GemmPlan(
-            **{**row, "a": row["a"] and OperandPlan(**row["a"]), "b": row["b"] and OperandPlan(**row["b"])}
-        )
+        GemmPlan(**{**row, "a": row["a"] and OperandPlan(**row["a"]), "b": row["b"] and OperandPlan(**row["b"])})
         for row in data["rows"]
     ]
     assert Plan(tuple(rows)) == PLAN

@@ -37,17 +37,18 @@ class Emitter:
         self._known: dict[Any, fx.Node] = {}
         self._numbers: dict[fx.Node, Any] = {}
 
-    def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, share: Any = None) -> fx.Node:
-        """The node of target(*args), directly after the latest of its operands.
+    def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, share: Any = None, **kwargs: Any) -> fx.Node:
+        """The node of target(*args, **kwargs), directly after the latest of its operands.
 
-        It inherits the metadata of `like`. `share`: what tells equal calls apart, instead of all arguments.
+        It inherits the metadata of `like`. `share`: what tells equal calls apart, instead of all of `args`.
         """
-        key = (target, self._number(args if share is None else share), like.meta.get("ac_graph_id"))
+        told_apart = (*(args if share is None else share), *kwargs.items())
+        key = (target, self._number(told_apart), like.meta.get("ac_graph_id"))
         if key in self._known:
             return self._known[key]
         after = max(_nodes_in(args), default=self._last_input)  # nodes compare by their place in the graph
         with self.graph.inserting_after(max(after, self._last_input)):
-            node = self.graph.call_function(target, args)
+            node = self.graph.call_function(target, args, kwargs)
         self._annotate(node, like)
         if node.meta.get("recompute") in _SAVE:
             # Selective checkpointing asks for a product's result to be saved, not for all that goes into it.
@@ -86,9 +87,10 @@ class Emitter:
             if key in like.meta:
                 node.meta[key] = like.meta[key]
         values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
-        mode = next((v.fake_mode for v in _tensors_in(values) if hasattr(v, "fake_mode")), None)
+        around = _tensors_in((values, like.meta.get("val")))
+        mode = next((v.fake_mode for v in around if hasattr(v, "fake_mode")), None)
         if mode is None:
-            raise AssertionError(f"no fake tensor among the operands of {node.target}")
+            raise AssertionError(f"no fake tensor to compute the value of {node.target} with")
         with mode:
             node.meta["val"] = node.target(*values, **node.kwargs)  # type: ignore[operator]
 

@@ -12,7 +12,7 @@ AUTO = "auto"
 
 
 def choose_carrier(device: torch.device, out_dtype: torch.dtype, format: str, asked: str) -> str:
-    """"bf16" or "fp32" for a product on `device` with results in `out_dtype`; `asked` is the user's choice or "auto".
+    """ "bf16" or "fp32" for a product on `device` with results in `out_dtype`; `asked` is the user's choice or "auto".
 
     bf16 where the device multiplies it fast. A bf16 product on a CPU returns bf16 sums, so fp32 results need fp32.
     """

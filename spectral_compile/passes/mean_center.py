@@ -51,8 +51,7 @@ def _fprop_or_dgrad(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product) 
         return Product(residual, weight, tokens, right)
     # W @ X': the mean runs down the rows of the result, and a bias (along columns) cannot be there as well.
     left = _row_times_matrix(emit, mean, _transpose(emit, weight, True), gemm.node)
-    ones = tokens or emit.call(aten.full_like.default, (_column(emit, matrix, gemm.node), 1.0), like=gemm.node)
-    return Product(weight, residual, left, ones)
+    return Product(weight, residual, left, tokens or _ones(emit, matrix, gemm.node))
 
 
 def _wgrad(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product) -> Product:
@@ -106,10 +105,11 @@ def _row_times_matrix(emit: Emitter, row: fx.Node, matrix: fx.Node, like: fx.Nod
     return emit.call(aten.sum.dim_IntList, (emit.call(aten.mul.Tensor, (wide, column), like=like), [0]), like=like)
 
 
-def _column(emit: Emitter, matrix: fx.Node, like: fx.Node) -> fx.Node:
-    """A vector [tokens] fp32 to take the shape of."""
-    first = emit.call(aten.select.int, (matrix, 1, 0), like=like)
-    return emit.call(prims.convert_element_type.default, (first, torch.float32), like=like)
+def _ones(emit: Emitter, matrix: fx.Node, like: fx.Node) -> fx.Node:
+    """[tokens] fp32, for a matrix [tokens, features]. No full_like: Inductor has no code for what it decomposes."""
+    arguments = ([emit.size(matrix, 0)], 1.0)
+    device = matrix.meta["val"].device
+    return emit.call(aten.full.default, arguments, like=like, dtype=torch.float32, device=device, pin_memory=False)
 
 
 def _transpose(emit: Emitter, node: fx.Node, wanted: bool) -> fx.Node:

@@ -51,7 +51,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def loss_and_gradients(model: nn.Module, *inputs: Tensor, **compile_arguments: object) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(
+    model: nn.Module, *inputs: Tensor, **compile_arguments: object
+) -> tuple[Tensor, dict[str, Tensor]]:
     """One forward and backward of a freshly compiled model."""
     torch._dynamo.reset()
     model.zero_grad()

@@ -17,7 +17,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("message", "options"), [(m, o) for m, o in MISTAKES.items()], ids=lambda x: str(x)[:30])
+@pytest.mark.parametrize(("message", "options"), list(MISTAKES.items()), ids=lambda x: str(x)[:30])
 def test_a_wrong_option_is_a_short_value_error(message, options):
     torch._dynamo.reset()
     model = torch.compile(nn.Linear(32, 32), backend="spectral", options=options)

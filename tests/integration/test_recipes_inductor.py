@@ -1,4 +1,4 @@
-"""Recipes through Inductor: `none` is Inductor to the bit, `identity` to rounding, the others agree with eager codegen."""
+"""Recipes through Inductor: `none` is Inductor to the bit, `identity` to rounding, others agree with eager codegen."""
 
 import pytest
 import torch
@@ -51,9 +51,7 @@ def test_inductor_and_eager_codegen_compute_the_same(model, recipe):
     """Same codes and scales; sums in another order. One flipped tie would show as 1e-3 or more."""
     options = {"recipe": recipe, "passes": [NEAREST]}
     loss, grads = loss_and_gradients(model, tokens(), backend="spectral", options=options)
-    loss_eager, eager = loss_and_gradients(
-        model, tokens(), backend="spectral", options={**options, "codegen": "eager"}
-    )
+    loss_eager, eager = loss_and_gradients(model, tokens(), backend="spectral", options={**options, "codegen": "eager"})
     assert torch.allclose(loss, loss_eager, rtol=1e-6)
     assert difference(grads, eager) < 1e-5
 

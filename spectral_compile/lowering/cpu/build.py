@@ -59,8 +59,7 @@ def prepare() -> None:
             _library = declare(load_shared_library(_source(), _FLAGS))
         except NoCppCompiler:
             raise NoCompilerError(
-                "no C++ compiler found: install g++ (Debian: apt-get install g++), "
-                'or pass options={"codegen": "eager"}'
+                'no C++ compiler found: install g++ (Debian: apt-get install g++), or pass options={"codegen": "eager"}'
             ) from None
 
 
