@@ -26,8 +26,8 @@ _observers: list[Observer] = []  # called with the stage's name and the graph, b
 class PassManager(CustomGraphPass):
     """Plans and rewrites one AOTAutograd graph, in place.
 
-    Runs only when a compile misses the caches, and more than once on some graphs, so it has no side effects (but for
-    observers, who switch the caches off) and leaves a graph alone that it has rewritten already.
+    Runs only when a compile misses the caches, and more than once on some graphs, so nothing may depend on its having
+    run, and a graph that it has rewritten already is left alone.
     """
 
     def __init__(self, facts: GraphFacts, options: Options, seed_input: int | None) -> None:
@@ -49,9 +49,9 @@ class PassManager(CustomGraphPass):
         _notify("joint", graph, plan)
         for name, step in steps:
             _apply(name, step, graph)
+            graph.eliminate_dead_code()
             verify(graph, after=name)
             _notify(name, graph, plan)
-        graph.eliminate_dead_code()
 
     def uuid(self) -> str:
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
@@ -76,7 +76,9 @@ def source_digest() -> str:
 
 
 def observe(observer: Observer) -> Callable[[], None]:
-    """Show `observer` every graph, before the first pass ("joint") and after each. Returns what ends it."""
+    """Show `observer` every graph that is rewritten, before the first pass ("joint") and after each; returns what ends
+    it. A compile that finds its code in Inductor's disk cache rewrites nothing: see `_torch.without_caches`.
+    """
     _observers.append(observer)
     return lambda: _observers.remove(observer)
 

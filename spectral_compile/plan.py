@@ -25,7 +25,8 @@ class OperandPlan:
 
 @dataclass(frozen=True)
 class GemmPlan:
-    """One row. `node` names the product in the traced graph; [m, n] = [m, k] @ [k, n], as numbers or symbols.
+    """One row. `node` names the product in the traced graph; [m, n] = [m, k] @ [k, n], as numbers or symbols, empty
+    for products that are not of two matrices.
 
     `reason` says why a GEMM stays in high precision and is empty where it is quantised; then a and b, format, carrier
     and, where something is centred, min_rows are set.
@@ -76,7 +77,7 @@ class Plan:
         for heading in ("layer", "role", "m x n x k", "decision"):
             table.add_column(heading)
         for row in self.rows:
-            cells = (row.layer, row.role, f"{row.m} x {row.n} x {row.k}", row.reason or _decision(row))
+            cells = (row.layer, row.role, row.m and f"{row.m} x {row.n} x {row.k}", row.reason or _decision(row))
             table.add_row(*map(escape, cells))  # a reason may quote a regular expression: [a-z] is no markup
         return table
 

@@ -98,7 +98,7 @@ def _row(
     carrier: str,
 ) -> GemmPlan:
     value = gemm.node.meta["val"]
-    m, n, k = (str(size) for size in _shape(gemm))
+    m, n, k = ("", "", "") if gemm.a is None else (str(size) for size in _shape(gemm))
     row = GemmPlan(gemm.node.name, gemm.layer, gemm.role, m, n, k, _name(_dtype(value)), reason)
     if reason:
         return row
@@ -138,9 +138,9 @@ def _tokens_are_few(gemm: Gemm, min_rows: int) -> bool:
 
 
 def _shape(gemm: Gemm) -> tuple[int, int, int]:
-    """(m, n, k); zeros for products whose operands are not matrices."""
-    if gemm.a is None or gemm.b is None:
-        return 0, 0, 0
+    """(m, n, k) of a product of two matrices."""
+    assert gemm.a is not None
+    assert gemm.b is not None
     m, k = gemm.a.meta["val"].shape
     return m, gemm.b.meta["val"].shape[1], k
 

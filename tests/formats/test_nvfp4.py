@@ -56,9 +56,7 @@ def few_bits(rows: int, cols: int) -> Tensor:
 def wide(rows: int, cols: int) -> Tensor:
     """30 binades: scales that are subnormal or 0 in E4M3, and saturated ones."""
     generator = torch.Generator().manual_seed(5)
-    binades = torch.randint(-30, 1, (rows, -(-cols // BLOCK)), generator=generator).repeat_interleave(
-        BLOCK, 1
-    )
+    binades = torch.randint(-30, 1, (rows, -(-cols // BLOCK)), generator=generator).repeat_interleave(BLOCK, 1)
     return gaussian(rows, cols) * torch.exp2(binades[:, :cols].float())
 
 
@@ -83,18 +81,14 @@ def test_scales_multiply_where_nvidia_multiplies() -> None:
 
 
 ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
-SIZES = st.one_of(
-    ANY_FLOAT, st.sampled_from([0.0, -0.0, SMALLEST, -SMALLEST, FLT_MAX, -FLT_MAX, 2.0**-126, 6.0])
-)
+SIZES = st.one_of(ANY_FLOAT, st.sampled_from([0.0, -0.0, SMALLEST, -SMALLEST, FLT_MAX, -FLT_MAX, 2.0**-126, 6.0]))
 
 
 @st.composite
 def matrices(draw: st.DrawFn) -> Tensor:
     """Up to 20 x 40, of a few values drawn from all that fp32 has, or of neighbouring magnitudes."""
     rows, cols = draw(st.integers(0, 20)), draw(st.integers(0, 40))
-    pool = draw(
-        st.one_of(st.lists(SIZES, min_size=1, max_size=8), st.lists(st.floats(-8, 8, width=32), min_size=1))
-    )
+    pool = draw(st.one_of(st.lists(SIZES, min_size=1, max_size=8), st.lists(st.floats(-8, 8, width=32), min_size=1)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 100)))
     return torch.tensor(pool)[torch.randint(0, len(pool), (rows, cols), generator=generator)]
 
@@ -238,9 +232,7 @@ def test_random_bits_depend_on_seed_and_stream_and_nothing_else() -> None:
 
 def test_the_seed_may_be_of_shape_1_or_scalar() -> None:
     x = gaussian(4, 16)
-    assert torch.equal(
-        quantize_nvfp4(x, seed=torch.tensor([9])).codes, quantize_nvfp4(x, seed=torch.tensor(9)).codes
-    )
+    assert torch.equal(quantize_nvfp4(x, seed=torch.tensor([9])).codes, quantize_nvfp4(x, seed=torch.tensor(9)).codes)
 
 
 def test_stochastic_rounding_leaves_the_scales_alone() -> None:

@@ -44,9 +44,7 @@ def test_random_bytes_are_the_words_of_seed_stream_and_group_low_byte_first(
 ) -> None:
     got = random_bytes(torch.tensor(seed), stream, groups)
     assert got.shape == (groups, 16)
-    assert [bytes(row) for row in got.tolist()] == [
-        scalar.random_group(seed, stream, g) for g in range(groups)
-    ]
+    assert [bytes(row) for row in got.tolist()] == [scalar.random_group(seed, stream, g) for g in range(groups)]
 
 
 def test_both_halves_of_the_seed_and_the_stream_change_every_group() -> None:

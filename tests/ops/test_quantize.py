@@ -21,9 +21,7 @@ def all_equal(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("tile_rows", [1, 16])
 @pytest.mark.parametrize("seed", [None, SEED], ids=["nearest", "stochastic"])
-def test_blocks_run_along_the_axis_and_are_stored_along_rows(
-    axis: int, tile_rows: int, seed: Tensor | None
-) -> None:
+def test_blocks_run_along_the_axis_and_are_stored_along_rows(axis: int, tile_rows: int, seed: Tensor | None) -> None:
     x = torch.randn(33, 50)
     expected = quantize_nvfp4(x if axis == 1 else x.t(), tile_rows=tile_rows, seed=seed, stream=3)
     assert all_equal(quantize(x, None, None, seed, "nvfp4", axis, tile_rows, 3), expected)
@@ -32,9 +30,7 @@ def test_blocks_run_along_the_axis_and_are_stored_along_rows(
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("with_rows", [True, False])
 @pytest.mark.parametrize("format", ["nvfp4", "identity"])
-def test_a_mean_is_taken_out_in_fp32_before_anything_is_rounded(
-    axis: int, with_rows: bool, format: str
-) -> None:
+def test_a_mean_is_taken_out_in_fp32_before_anything_is_rounded(axis: int, with_rows: bool, format: str) -> None:
     x, mean = torch.randn(20, 40).bfloat16() + 9, torch.randn(40) + 9
     rows = (torch.arange(20) % 3 > 0).float() if with_rows else None
     centred = center(x, mean, rows)

@@ -28,9 +28,7 @@ def test_product_plus_rank_one_in_fp32(
     a, b = A.to(dtype), B.to(dtype)
     got = split_mm(a, b, left, right, torch.float32)
     torch.testing.assert_close(got.double(), a.double() @ b.double() + added, rtol=1e-5, atol=1e-5)
-    assert torch.equal(
-        split_mm(a, b, left, right, torch.bfloat16), got.bfloat16()
-    )  # rounded once, at the end
+    assert torch.equal(split_mm(a, b, left, right, torch.bfloat16), got.bfloat16())  # rounded once, at the end
 
 
 def test_what_was_split_off_comes_back() -> None:

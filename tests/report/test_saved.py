@@ -72,9 +72,7 @@ def test_counting_neither_recompiles_nor_changes_gradients() -> None:
     saved_bytes(forward)
     outputs.pop().sum().backward()  # backward through a counted graph
     assert all(
-        torch.equal(p.grad, grad)
-        for p, grad in zip(model.parameters(), expected, strict=True)
-        if p.grad is not None
+        torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), expected, strict=True) if p.grad is not None
     )
     assert len(expected) == 2
     model.zero_grad()
