@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from capture import Capture, capture
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spectral_compile import MeanCenter, QuantizeFP4
 from spectral_compile.plan import GemmPlan, OperandPlan
+from tests.capture import Capture, capture
 
 
 def inputs(tokens: int = 64, features: int = 32) -> Tensor:

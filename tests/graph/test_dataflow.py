@@ -3,10 +3,10 @@
 import operator
 
 import torch
-from capture import calls, capture
 from torch import Tensor, fx, nn
 
 from spectral_compile.graph.dataflow import Origin, is_transpose, origins, root
+from tests.capture import calls, capture
 
 aten = torch.ops.aten
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from capture import calls, capture, count
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from spectral_compile import MeanCenter
 from spectral_compile._torch import select_decomp_table
 from spectral_compile.graph.emit import Emitter
+from tests.capture import calls, capture, count
 
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default

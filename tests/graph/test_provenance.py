@@ -7,13 +7,13 @@ import networkx as nx
 import pytest
 import torch
 import torch.nn.functional as F
-from capture import assert_close, capture, gradients
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from spectral_compile.graph import provenance
 from spectral_compile.graph.facts import GraphFacts
+from tests.capture import assert_close, capture, gradients
 
 
 class Model(nn.Module):

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from capture import Capture, capture
 from torch import Tensor, nn
+
+from tests.capture import Capture, capture
 
 LOSS = "output head: its result goes into the loss"
 ROUTER = "router: its result is ranked (top-k)"

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from capture import capture
 from torch import fx, nn
 
 from spectral_compile.graph.verify import holds_spectral_operators, verify
+from tests.capture import capture
 
 aten = torch.ops.aten
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from capture import assert_close, calls, capture, compiled_eagerly, count, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spectral_compile import MeanCenter, QuantizeFP4
+from tests.capture import assert_close, calls, capture, compiled_eagerly, count, gradients
 
 BOTH = {"activations": True, "gradients": True}
 

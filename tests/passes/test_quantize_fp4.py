@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from capture import Capture, assert_close, calls, capture, compiled_eagerly, count, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
@@ -15,6 +14,7 @@ from spectral_compile.config import parse_options
 from spectral_compile.formats import Quantized, dequantize_nvfp4, quantize_nvfp4
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.pipeline import PassManager
+from tests.capture import Capture, assert_close, calls, capture, compiled_eagerly, count, gradients
 
 NEAREST = [QuantizeFP4(gradient_rounding="nearest")]
 
