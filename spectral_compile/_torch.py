@@ -21,6 +21,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import CppCompileError
 from torch._inductor.exc import InvalidCxxCompiler as NoCppCompiler
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -29,6 +30,7 @@ from torch.fx.passes.graph_transform_observer import GraphTransformObserver
 
 __all__ = [
     "AttrSource",
+    "CppCompileError",
     "CustomGraphPass",
     "FakeTensorMode",
     "GraphTransformObserver",
@@ -39,11 +41,15 @@ __all__ = [
     "compile_fx",
     "cpu_multiplies_bf16",
     "detect_fake_mode",
+    "differentiated_outputs",
     "dynamo_source_name",
     "graph_input_index",
     "guard_on_attribute",
     "in_compiled_autograd",
+    "inductor_config",
     "inductor_mode_options",
+    "inductor_modes",
+    "inductor_option_names",
     "load_shared_library",
     "min_cut_rematerialization_partition",
     "returned_by_forward",
@@ -107,11 +113,32 @@ def returned_by_forward(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
+def differentiated_outputs(graph: fx.Graph) -> list[fx.Node]:
+    """Of the nodes that the forward returns, those that a backward starts from; all of them where there is none."""
+    tangents = [node.meta.get("desc") for node in graph.find_nodes(op="placeholder")]
+    starts = [tangent.output for tangent in tangents if type(tangent).__name__ == "TangentAOTInput"]
+    output = graph.output_node()
+    described = zip(output.args[0], output.meta.get("desc") or (), strict=False)  # type: ignore[arg-type]
+    return [node for node, description in described if description in starts] or returned_by_forward(graph)
+
+
 def inductor_mode_options(mode: str | None) -> Mapping[str, Any]:
     """Inductor's options for a `mode` of torch.compile."""
     from torch._inductor import list_mode_options
 
     return list_mode_options(mode) if mode and mode != "default" else {}
+
+
+def inductor_modes() -> list[str]:
+    """The names that torch.compile's `mode` takes."""
+    from torch._inductor import list_mode_options
+
+    return list(list_mode_options())
+
+
+def inductor_option_names() -> list[str]:
+    """The names of Inductor's options."""
+    return list(inductor_config.get_config_copy())
 
 
 @contextlib.contextmanager

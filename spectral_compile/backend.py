@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 import spectral_compile.ops  # noqa: F401  # registers the operators: cached code calls them without passing by here
 from spectral_compile import config, rules
-from spectral_compile._torch import compile_fx, guard_on_attribute, in_compiled_autograd, inductor_mode_options
+from spectral_compile._torch import (
+    compile_fx,
+    guard_on_attribute,
+    in_compiled_autograd,
+    inductor_config,
+    inductor_mode_options,
+    inductor_modes,
+    inductor_option_names,
+)
 from spectral_compile.config import Options, QuantizeFP4
-from spectral_compile.errors import SpectralRuntimeError
+from spectral_compile.errors import SpectralRuntimeError, SpectralValueError
 from spectral_compile.graph import facts as graph_facts
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.lowering import cpu
@@ -39,24 +47,30 @@ def spectral(
     RuntimeError where a C++ compiler is needed and missing.
     """
     parsed = config.parse_options(options)
+    _check_what_is_for_inductor(parsed, mode)
     guard_on_attribute(config.__name__, config.watch(options), "key")
     facts = graph_facts.gather(gm, example_inputs)
     if _nothing_to_do(parsed, facts):
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
+    if facts.differentiates:
+        warnings.warn("spectral: torch.func.grad inside the graph: it stays in high precision", stacklevel=2)
+        return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
+
     _warn_of_rules_without_effect(parsed, facts)
-    device = _device(example_inputs)
     if not _rounds_stochastically(parsed):
         return _compile(gm, example_inputs, parsed, mode, PassManager(facts, parsed, seed_input=None))
 
     # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
     manager = PassManager(facts, parsed, seed_input=len(example_inputs))
-    example_seed = torch.zeros((), dtype=torch.int64, device=device)
+    device = _device(example_inputs)
+    unused_seed = torch.zeros((), dtype=torch.int64, device=device)
     with _another_input(gm, "spectral_seed"):
-        compiled = _compile(gm, [*example_inputs, example_seed], parsed, mode, manager)
+        compiled = _compile(gm, [*example_inputs, unused_seed], parsed, mode, manager)
 
     def run(*arguments: Any) -> Any:
-        return compiled(*arguments, next_seed(device))
+        # Without a backward nothing is rounded stochastically: an evaluation between two steps changes neither.
+        return compiled(*arguments, next_seed(device) if torch.is_grad_enabled() else unused_seed)
 
     return run
 
@@ -72,11 +86,21 @@ def _compile(
         return compile_eager(gm, example_inputs, joint_pass)
     patches = {**inductor_mode_options(mode), **dict(options.inductor)}
     if joint_pass is not None:
+        if patches.get("joint_custom_pre_pass", inductor_config.joint_custom_pre_pass) is not None:
+            raise SpectralValueError("Inductor's joint_custom_pre_pass is taken by this backend: unset it")
         if _device(example_inputs).type == "cpu":
             _load_cpu_kernels()
         patches["joint_custom_pre_pass"] = joint_pass
     compiled: Compiled = compile_fx(gm, example_inputs, config_patches=patches or None)  # type: ignore[assignment]
     return compiled
+
+
+def _check_what_is_for_inductor(options: Options, mode: str | None) -> None:
+    config.check_name("mode", mode or "default", inductor_modes())
+    for name, _ in options.inductor:
+        config.check_name("option of 'inductor'", name, inductor_option_names())
+    if options.codegen == "eager" and (options.inductor or mode not in (None, "default")):
+        warnings.warn("spectral: mode and 'inductor' have no effect with codegen 'eager'", stacklevel=3)
 
 
 def _load_cpu_kernels() -> None:
@@ -112,7 +136,9 @@ def _another_input(gm: fx.GraphModule, name: str) -> Iterator[None]:
 
 
 def _device(inputs: Sequence[Any]) -> torch.device:
-    return next((x.device for x in inputs if isinstance(x, Tensor)), torch.device("cpu"))
+    """Where the parameters are: other inputs may still be moved there by the graph."""
+    tensors = sorted((x for x in inputs if isinstance(x, Tensor)), key=lambda x: not isinstance(x, nn.Parameter))
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _warn_of_rules_without_effect(options: Options, facts: GraphFacts) -> None:

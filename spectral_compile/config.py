@@ -1,12 +1,13 @@
 """Options: what the user may say, validated into frozen data, and the recipes that name sets of passes.
 
-Everything here is hashable and prints canonically, because all of it goes into the compile cache's key.
+Everything here prints canonically, because all of it goes into the compile cache's key.
 """
 
 import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
@@ -50,12 +51,14 @@ class QuantizeFP4:
 PassConfig = MeanCenter | QuantizeFP4
 _Pass = TypeVar("_Pass", MeanCenter, QuantizeFP4)
 
-RECIPES: dict[str, tuple[PassConfig, ...]] = {
-    "none": (),  # Inductor as it is
-    "identity": (MeanCenter(), QuantizeFP4(format="identity")),  # the whole rewrite, without the rounding
-    "nvfp4-plain": (QuantizeFP4(),),
-    "averis": (MeanCenter(), QuantizeFP4()),
-}
+RECIPES: Mapping[str, tuple[PassConfig, ...]] = MappingProxyType(
+    {
+        "none": (),  # Inductor as it is
+        "identity": (MeanCenter(), QuantizeFP4(format="identity")),  # the whole rewrite, without the rounding
+        "nvfp4-plain": (QuantizeFP4(),),
+        "averis": (MeanCenter(), QuantizeFP4()),
+    }
+)
 DEFAULT_RECIPE = "averis"
 
 
@@ -96,9 +99,7 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
     given = dict(options or {})
     names = [f.name for f in dataclasses.fields(Options)]
     for key in given:
-        if key not in names:
-            nearest = _nearest(str(key), names)
-            raise SpectralValueError(f"unknown option {key!r}{nearest}; options are {_listed(names)}")
+        check_name("option", key, names)
     for key in ("passes", "exclude"):
         if isinstance(given.get(key), list):
             given[key] = tuple(given[key])
@@ -110,9 +111,7 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
         parsed = Options(**given)
     except pydantic.ValidationError as error:
         raise SpectralValueError(_explain(error)) from None
-    if parsed.recipe not in RECIPES:
-        nearest = _nearest(parsed.recipe, list(RECIPES))
-        raise SpectralValueError(f"unknown recipe {parsed.recipe!r}{nearest}; recipes are {_listed(list(RECIPES))}")
+    check_name("recipe", parsed.recipe, list(RECIPES))
     kinds = [type(p).__name__ for p in parsed.passes]
     for kind in {k for k in kinds if kinds.count(k) > 1}:
         raise SpectralValueError(f"option 'passes' holds {kind} more than once; which one is meant?")
@@ -121,8 +120,15 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
     return parsed
 
 
+def check_name(what: str, given: Any, valid: list[str]) -> None:
+    """Raise a ValueError that names `given` and the nearest valid name, unless it is one."""
+    if given not in valid:
+        rest = f"; {what}s are {_listed(valid)}" if len(valid) < 20 else ""
+        raise SpectralValueError(f"unknown {what} {given!r}{_nearest(str(given), valid)}{rest}")
+
+
 def disabled_by_environment() -> bool:
-    """SPECTRAL_DISABLE=1 makes the backend plain Inductor, for debugging."""
+    """SPECTRAL_DISABLE=1 switches every pass off, for debugging."""
     return os.environ.get("SPECTRAL_DISABLE", "") not in ("", "0")
 
 

@@ -55,7 +55,14 @@ class PassManager(CustomGraphPass):
 
     def uuid(self) -> str:
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
-        parts = (source_digest(), self.options, self.facts, self.seed_input, cpu_multiplies_bf16())
+        parts = (
+            source_digest(),
+            self.options,
+            self.options.resolved(),
+            self.facts,
+            self.seed_input,
+            cpu_multiplies_bf16(),
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _seed(self, graph: fx.Graph) -> fx.Node | None:

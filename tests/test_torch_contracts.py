@@ -22,6 +22,7 @@ from torch._inductor import cpp_builder
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from spectral_compile import _torch
+from spectral_compile.pipeline import observe
 
 aten = torch.ops.aten
 
@@ -407,3 +408,34 @@ def test_load_shared_library_raises_NoCppCompiler_where_there_is_none(  # noqa: 
             _torch.load_shared_library("int unseen() { return 0; }")
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
+
+
+def test_inductors_names_of_modes_and_options_are_known() -> None:
+    assert {"default", "reduce-overhead", "max-autotune"} <= set(_torch.inductor_modes())
+    assert {"max_autotune", "joint_custom_pre_pass"} <= set(_torch.inductor_option_names())
+    assert _torch.inductor_config.joint_custom_pre_pass is None
+
+
+def test_a_compiler_that_fails_raises_what_we_catch() -> None:
+    with pytest.raises(_torch.CppCompileError):
+        _torch.load_shared_library("this is no C++;")
+
+
+def test_what_a_cpu_can_multiply_and_what_an_operator_is() -> None:
+    assert _torch.cpu_multiplies_bf16() in (True, False)
+    assert isinstance(torch.ops.aten.mm.default, _torch.OpOverload)
+
+
+def test_a_joint_graph_tells_which_outputs_are_differentiated() -> None:
+    seen: list[list[str]] = []
+    stop = observe(lambda stage, graph, plan: seen.append([n.name for n in _torch.differentiated_outputs(graph)]))
+    linear = nn.Linear(8, 8)
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = linear(x)
+        return y.detach().mean(), y.sum()
+
+    torch.compile(function, backend="spectral", options={"codegen": "eager"})(torch.ones(4, 8))[1].backward()
+    stop()
+    assert all(len(outputs) == 1 and outputs[0].startswith("sum") for outputs in seen)
+    assert seen

@@ -1,5 +1,6 @@
 """Where values come from: looking through views and casts, and telling weights from activations."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,22 +38,27 @@ _WHOLE_VIEWS = VIEWS - {aten.select.int, aten.slice.Tensor}
 
 @dataclass(frozen=True)
 class Origin:
-    """What a value is computed from: which parameters, whether any activation (an input that is no parameter), and
-    whether any tangent, which makes it part of the backward.
+    """What a value is computed from: which parameters, whether any activation (an input that is no parameter), whether
+    any tangent, which makes it part of the backward; and whether all of it went through a product, as learned queries
+    do and a weight with a low-rank correction does not.
     """
 
     parameters: frozenset[str] = frozenset()
     activation: bool = False
     gradient: bool = False
+    product: bool = False
 
     @property
     def is_weight(self) -> bool:
-        """Computed from parameters alone: the parameter itself, its cast, or a reparametrisation of it."""
-        return bool(self.parameters) and not self.activation
+        """Computed from parameters alone and by no product: the parameter itself, its cast, or a reparametrisation."""
+        return bool(self.parameters) and not self.activation and not self.product
 
     def __or__(self, other: "Origin") -> "Origin":
         return Origin(
-            self.parameters | other.parameters, self.activation or other.activation, self.gradient or other.gradient
+            self.parameters | other.parameters,
+            self.activation or other.activation,
+            self.gradient or other.gradient,
+            self.product and other.product if self.parameters and other.parameters else self.product or other.product,
         )
 
 
@@ -68,9 +74,11 @@ def origins(graph: fx.Graph, parameter_names: Mapping[int, str]) -> dict[fx.Node
             unnamed = Origin(activation=is_tensor, gradient=is_tangent)
             found[node] = unnamed if name is None else Origin(frozenset({name}))
         else:
-            found[node] = Origin()
+            origin = Origin()
             for argument in node.all_input_nodes:
-                found[node] |= found[argument]
+                origin |= found[argument]
+            is_product = "mm" in str(node.target) or "softmax" in str(node.target)
+            found[node] = dataclasses.replace(origin, product=True) if is_product else origin
     return found
 
 

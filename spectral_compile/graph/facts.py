@@ -21,17 +21,20 @@ class GraphFacts:
     """inputs: the parameter's name for each input of the Dynamo graph that is one, else None.
 
     modules: for each call in the graph, the paths and classes of the modules it came from.
-    has_matmul: whether any call may be a matrix product.
+    has_matmul: whether any call may be a matrix product. differentiates: whether torch.func does inside the graph what
+    autograd does outside, where forward and backward cannot be told apart.
     """
 
     inputs: tuple[str | None, ...]
     modules: tuple[str, ...]
     has_matmul: bool
+    differentiates: bool = False
 
     @property
     def layers(self) -> frozenset[str]:
-        """The paths of all modules that calls came from."""
-        return frozenset(entry.rpartition(":")[0] for modules in self.modules for entry in modules.split())
+        """The paths of all modules that calls came from, and of those that own a parameter."""
+        called = {entry.rpartition(":")[0] for modules in self.modules for entry in modules.split()}
+        return frozenset(called | {name.rpartition(".")[0] for name in self.inputs if name is not None})
 
 
 def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
@@ -43,7 +46,7 @@ def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
     )
     calls = [node for node in _all_nodes(gm) if node.op in ("call_function", "call_method", "call_module")]
     modules = tuple(" ".join(f"{path}:{_class_name(kind)}" for path, kind in module_stack(node)) for node in calls)
-    return GraphFacts(inputs, modules, any(_is_matmul(node) for node in calls))
+    return GraphFacts(inputs, modules, any(map(_is_matmul, calls)), any(map(_is_functorch, calls)))
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, type]]:
@@ -75,6 +78,10 @@ def _all_nodes(gm: fx.GraphModule) -> Iterator[fx.Node]:
 def _is_matmul(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return any(part in name for part in _MATMULS)
+
+
+def _is_functorch(node: fx.Node) -> bool:
+    return "functorch" in str(getattr(node.target, "__module__", "")) and "grad" in getattr(node.target, "__name__", "")
 
 
 def _class_name(kind: Any) -> str:

@@ -83,6 +83,8 @@ def _forward(node: fx.Node, origin: dict[fx.Node, Origin]) -> Gemm:
     weight_a, weight_b = origin[a].is_weight, origin[b].is_weight
     if weight_a and weight_b:
         gemm.note = "weight arithmetic: no activation flows in"
+    elif any(origin[x].product and origin[x].parameters and not origin[x].activation for x in (a, b)):
+        gemm.note = "an operand is a product of parameters, as learned queries are: no weight of a linear"
     elif not weight_a and not weight_b:
         gemm.note = "neither operand is computed from parameters alone"
     elif not (origin[a].activation or origin[b].activation):

@@ -9,7 +9,12 @@ import re
 import torch
 from torch import fx
 
-from spectral_compile._torch import OpOverload, returned_by_forward
+from spectral_compile._torch import (
+    OpOverload,
+    differentiated_outputs,
+    returned_by_forward,
+    statically_known_true,
+)
 from spectral_compile.graph.dataflow import CASTS, VIEWS
 from spectral_compile.graph.provenance import Gemm, Provenance
 
@@ -34,8 +39,9 @@ def heads_and_routers(graph: fx.Graph, provenance: Provenance) -> dict[Gemm, str
     for node, gemm in results:
         if _matches(node, _RANKING):
             found.setdefault(gemm, "router: its result is ranked (top-k)")
+    lead_to_loss = _ancestors(differentiated_outputs(graph))  # a figure for the log does not
     for node, gemm in results:
-        if _matches(node, _LOSS_OPS) or _is_scalar_reduction(node):
+        if node in lead_to_loss and (_matches(node, _LOSS_OPS) or _is_scalar_reduction(node)):
             found.setdefault(gemm, "output head: its result goes into the loss")
     for node, gemm in results:
         if _matches(node, _TOP_ONE):
@@ -65,6 +71,18 @@ def _results_of(graph: fx.Graph, provenance: Provenance) -> dict[fx.Node, Gemm |
     return carries
 
 
+def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
+    """The nodes, and all that they are computed from."""
+    found: set[fx.Node] = set()
+    queue = list(nodes)
+    while queue:
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue.extend(node.all_input_nodes)
+    return found
+
+
 def _passes_on(node: fx.Node) -> bool:
     """Whether a node's result is still, element by element or summed up, that of its operand."""
     if node.target in VIEWS or node.target in CASTS:
@@ -75,18 +93,17 @@ def _passes_on(node: fx.Node) -> bool:
 
 def _looks_like_a_head(graph: fx.Graph, gemm: Gemm, provenance: Provenance) -> str | None:
     """A linear whose result leaves the graph: logits where the loss is computed elsewhere, or just a block's output."""
-    embedded = {
-        name
-        for node in graph.find_nodes(op="call_function", target=aten.embedding.default)
-        for name in provenance.origin[node.args[0]].parameters
-    }
+    embeddings = graph.find_nodes(op="call_function", target=aten.embedding.default)
+    embedded = {name for node in embeddings for name in provenance.origin[node.args[0]].parameters}
     if gemm.weight_names & embedded:
         return "output head: its result leaves the graph and its weight is the embedding's"
     if _HEAD_NAMES.search(gemm.layer):
         return f"output head: its result leaves the graph and it is called {gemm.layer!r}"
     last = [g for g in provenance.gemms if g.role == "fprop"][-1]
-    if embedded and gemm is last:
-        return "output head: the last product of a graph that embeds tokens, and its result leaves the graph"
+    vocabularies = [node.args[0].meta["val"].shape[0] for node in embeddings]
+    width = gemm.node.meta["val"].shape[1]
+    if gemm is last and any(statically_known_true(width == vocabulary) for vocabulary in vocabularies):
+        return "output head: the last product of the graph, as wide as the vocabulary that the graph embeds"
     return None
 
 

@@ -14,12 +14,11 @@ AUTO = "auto"
 def choose_carrier(device: torch.device, out_dtype: torch.dtype, format: str, asked: str) -> str:
     """ "bf16" or "fp32" for a product on `device` with results in `out_dtype`; `asked` is the user's choice or "auto".
 
-    bf16 where the device multiplies it fast. A bf16 product on a CPU returns bf16 sums, so fp32 results need fp32.
+    bf16 where the device multiplies it fast. A bf16 product on a CPU returns bf16 sums, so results in another type
+    need fp32, whatever is asked.
     """
-    if format == "identity":
+    if format == "identity" or (device.type == "cpu" and out_dtype != torch.bfloat16):
         return "fp32"
     if asked != AUTO:
         return asked
-    if device.type == "cpu" and (out_dtype == torch.float32 or not cpu_multiplies_bf16()):
-        return "fp32"
-    return "bf16"
+    return "bf16" if device.type != "cpu" or cpu_multiplies_bf16() else "fp32"

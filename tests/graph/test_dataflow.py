@@ -25,7 +25,7 @@ def test_origin_of_parameters_activations_and_what_mixes_them() -> None:
     assert found[weight].is_weight
     assert found[bias].is_weight
     assert found[x] == Origin(activation=True)
-    assert found[addmm] == Origin(frozenset({"weight", "bias"}), activation=True)
+    assert found[addmm] == Origin(frozenset({"weight", "bias"}), activation=True, product=True)
     assert not found[addmm].is_weight
 
 

@@ -150,6 +150,18 @@ def test_the_product_of_two_parameters_is_weight_arithmetic() -> None:
     assert reasons == [note, f"backward of: {note}", f"backward of: {note}"]
 
 
+def test_learned_queries_are_no_weight() -> None:
+    """Perceiver, DETR: the queries come from parameters alone, and yet their product with keys is attention's own."""
+
+    def scores(s: Any, x: Tensor) -> Tensor:
+        return (s.latents @ s.w_q) @ (x @ s.w_k).T
+
+    model = Model(scores, latents=torch.randn(32, 16), w_q=torch.randn(16, 24), w_k=torch.randn(24, 24))
+    rows = capture(model, needs_grad(40, 24)).plan.rows
+    assert sorted(row.role for row in rows if row.quantized) == ["dgrad", "fprop", "wgrad"]  # the keys' projection
+    assert any("learned queries" in row.reason for row in rows)
+
+
 def test_a_weight_masked_by_a_buffer_is_not_claimed_to_be_a_weight() -> None:
     layer = nn.Linear(24, 8)
     prune.l1_unstructured(layer, "weight", 0.5)

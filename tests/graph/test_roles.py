@@ -91,8 +91,21 @@ def test_logits_that_leave_the_graph_belong_to_a_head_by_the_embeddings_weight()
 
 
 def test_logits_that_leave_the_graph_belong_to_a_head_as_the_last_product_of_a_graph_that_embeds() -> None:
-    expected = "output head: the last product of a graph that embeds tokens, and its result leaves the graph"
+    expected = "output head: the last product of the graph, as wide as the vocabulary that the graph embeds"
     assert reasons(Net(lambda s, x, tokens: s.last(x))) == {"last": expected}
+
+
+def test_the_last_product_of_a_cut_graph_is_no_head() -> None:
+    """A graph break or a DDP bucket may end after any linear; a head is as wide as the vocabulary."""
+    assert reasons(Net(lambda s, x, tokens: s.narrow(x), narrow=nn.Linear(16, 24))) == {}
+
+
+def test_a_logged_figure_makes_no_head_of_a_hidden_layer() -> None:
+    def logged(s: Any, x: Tensor, tokens: Tensor) -> Any:
+        h = s.up(x)
+        return F.cross_entropy(s.last(s.down(h)), tokens), h.detach().abs().mean()
+
+    assert reasons(Net(logged), loss=lambda out: out[0]) == {"last": LOSS}
 
 
 def test_a_block_without_an_embedding_has_no_head() -> None:

@@ -28,6 +28,41 @@ def test_a_wrong_option_is_a_short_value_error(message, options):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("unknown mode 'reduce-overhed' (did you mean 'reduce-overhead'?)", {"mode": "reduce-overhed"}),
+        (
+            "unknown option of 'inductor' 'max_autotun' (did you mean 'max_autotune'?)",
+            {"options": {"inductor": {"max_autotun": True}}},
+        ),
+        (
+            "Inductor's joint_custom_pre_pass is taken by this backend",
+            {"options": {"inductor": {"joint_custom_pre_pass": print}}},
+        ),
+    ],
+)
+def test_what_is_meant_for_inductor_is_checked_too(message, arguments):
+    torch._dynamo.reset()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        torch.compile(nn.Linear(32, 32), backend="spectral", **arguments)(torch.randn(4, 32))
+    assert str(caught.value).startswith(message)
+
+
+def test_torch_func_inside_the_graph_stays_in_high_precision_with_a_warning():
+    layer = nn.Linear(32, 32)
+
+    def gradient(weight, x):
+        return torch.func.grad(lambda w: nn.functional.linear(x, w).sin().sum())(weight)
+
+    torch._dynamo.reset()
+    x = torch.randn(64, 32)
+    step = torch.compile(gradient, backend="spectral", options={"codegen": "eager"})
+    with pytest.warns(UserWarning, match=r"torch\.func\.grad inside the graph"):
+        ours = step(layer.weight, x)
+    assert torch.allclose(ours, gradient(layer.weight, x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_rule_that_matches_nothing_is_a_warning():
     torch._dynamo.reset()
     options = {"codegen": "eager", "exclude": ["lm_hed"]}

@@ -175,6 +175,22 @@ def test_the_seed_repeats_the_noise_and_a_fresh_call_renews_it():
     assert not torch.equal(first, second)
 
 
+def test_an_evaluation_between_two_steps_does_not_change_the_noise():
+    model = TinyLM()
+    step = compiled(model)
+    results = []
+    for evaluate in (False, True):
+        model.zero_grad()
+        spectral_compile.manual_seed(1)
+        step(tokens()).backward()
+        if evaluate:
+            with torch.no_grad():
+                step(tokens(seed=1))
+        step(tokens()).backward()
+        results.append(gradients(model)["blocks.0.up.weight"])
+    assert torch.equal(*results)
+
+
 def test_retain_graph_repeats_the_same_noise():
     model = TinyLM()
     loss = compiled(model)(tokens())

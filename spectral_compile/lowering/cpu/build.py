@@ -6,7 +6,7 @@ import platform
 import re
 from pathlib import Path
 
-from spectral_compile._torch import NoCppCompiler, load_shared_library
+from spectral_compile._torch import CppCompileError, NoCppCompiler, load_shared_library
 
 _HERE = Path(__file__).parent
 
@@ -41,6 +41,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     ),
 }
 
+_OR = 'or pass options={"codegen": "eager"}'
+
 _library: ctypes.CDLL | None = None
 
 
@@ -58,9 +60,9 @@ def prepare() -> None:
         try:
             _library = declare(load_shared_library(_source(), _FLAGS))
         except NoCppCompiler:
-            raise NoCompilerError(
-                'no C++ compiler found: install g++ (Debian: apt-get install g++), or pass options={"codegen": "eager"}'
-            ) from None
+            raise NoCompilerError(f"no C++ compiler found: install g++ (Debian: apt-get install g++), {_OR}") from None
+        except CppCompileError as error:
+            raise NoCompilerError(f"the C++ compiler is too old for the kernels: g++ 12 or clang, {_OR}") from error
 
 
 def library() -> ctypes.CDLL | None:
