@@ -32,7 +32,7 @@ class TrainingConfig:
     """
 
     model: GPTConfig = field(default_factory=GPTConfig)
-    steps: int = 400
+    steps: int = 320
     batch: int = 8
     lr: float = 2e-3
     seed: int = 0
