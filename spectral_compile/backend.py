@@ -58,7 +58,8 @@ def spectral(
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
     _warn_of_rules_without_effect(parsed, facts)
-    if not _rounds_stochastically(parsed):
+    quantize = parsed.find(QuantizeFP4)
+    if quantize is None or not quantize.rounds_stochastically:
         return _compile(gm, example_inputs, parsed, mode, PassManager(facts, parsed, seed_input=None))
 
     # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
@@ -97,8 +98,9 @@ def _compile(
 
 def _check_what_is_for_inductor(options: Options, mode: str | None) -> None:
     config.check_name("mode", mode or "default", inductor_modes())
+    valid = inductor_option_names() if options.inductor else []
     for name, _ in options.inductor:
-        config.check_name("option of 'inductor'", name, inductor_option_names())
+        config.check_name("option of 'inductor'", name, valid)
     if options.codegen == "eager" and (options.inductor or mode not in (None, "default")):
         warnings.warn("spectral: mode and 'inductor' have no effect with codegen 'eager'", stacklevel=3)
 
@@ -114,11 +116,6 @@ def _nothing_to_do(options: Options, facts: GraphFacts) -> bool:
     """Optimizer steps, parameter-free graphs and compiled autograd's backward graphs run as Inductor would run them."""
     quantizable = facts.has_matmul and any(name is not None for name in facts.inputs)
     return config.disabled_by_environment() or not options.resolved() or not quantizable or in_compiled_autograd()
-
-
-def _rounds_stochastically(options: Options) -> bool:
-    quantize = options.find(QuantizeFP4)
-    return quantize is not None and quantize.gradient_rounding == "stochastic" and quantize.format != "identity"
 
 
 @contextlib.contextmanager

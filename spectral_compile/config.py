@@ -47,6 +47,11 @@ class QuantizeFP4:
     weight_tile: Literal[1, 16] = 16
     gradient_rounding: Literal["stochastic", "nearest"] = "stochastic"
 
+    @property
+    def rounds_stochastically(self) -> bool:
+        """Whether gradients are rounded stochastically, so that training graphs need a seed."""
+        return self.gradient_rounding == "stochastic" and self.format != "identity"
+
 
 PassConfig = MeanCenter | QuantizeFP4
 _Pass = TypeVar("_Pass", MeanCenter, QuantizeFP4)
@@ -140,26 +145,25 @@ class Watch:
     """
 
     def __init__(self, options: Mapping[str, Any] | None) -> None:
-        self._options = options
+        self.options = options  # held, so that identities stay unique
 
     @property
     def key(self) -> str:
         """Changes when the configuration does."""
-        return f"{disabled_by_environment()} {dict(self._options or {})!r}"
+        return f"{disabled_by_environment()} {dict(self.options or {})!r}"
 
 
 def watch(options: Mapping[str, Any] | None) -> str:
     """The name, in this module, of the Watch on an options object."""
+    for name, known in _watched.items():
+        if known.options is options:
+            return name
     name = f"_watch_{len(_watched)}"
-    for known, (held, _) in _watched.items():
-        if held is options:
-            return known
-    _watched[name] = (options, Watch(options))
-    globals()[name] = _watched[name][1]
+    globals()[name] = _watched[name] = Watch(options)
     return name
 
 
-_watched: dict[str, tuple[Mapping[str, Any] | None, Watch]] = {}  # holds the options, so that identities stay unique
+_watched: dict[str, Watch] = {}
 
 
 _EXPECTED = {  # where pydantic would speak of tuples

@@ -122,11 +122,11 @@ def _kinds(gemm: Gemm) -> tuple[str, str]:
 
 
 def _operand(kind: str, quantize: QuantizeFP4, center: MeanCenter, few_tokens: bool, stream: int) -> OperandPlan:
-    identity = quantize.format == "identity"
     if kind == "weight":
-        return OperandPlan(kind, tile_rows=1 if identity else quantize.weight_tile, stream=stream)
+        tile_rows = 1 if quantize.format == "identity" else quantize.weight_tile
+        return OperandPlan(kind, tile_rows=tile_rows, stream=stream)
     wanted = center.activations if kind == "activation" else center.gradients
-    stochastic = kind == "gradient" and quantize.gradient_rounding == "stochastic" and not identity
+    stochastic = kind == "gradient" and quantize.rounds_stochastically
     return OperandPlan(kind, stochastic=stochastic, centered=wanted and not few_tokens, stream=stream)
 
 

@@ -29,8 +29,7 @@ def quantize(
     format "identity": codes are the values themselves, unrounded (fp32 where a mean was removed, else x's dtype),
     scales are empty and amax is 1: the rewrite without the rounding, which is the rewrite's own test.
     """
-    if format not in FORMATS or tile_rows not in (1, BLOCK) or axis not in (0, 1):
-        raise ValueError(f"quantize: format {format!r}, axis {axis}, tile_rows {tile_rows}: no such quantiser")
+    check_quantiser(format, axis, tile_rows)
     if mean is not None:
         x = center(x, mean, rows)
     if axis == 0:
@@ -38,6 +37,12 @@ def quantize(
     if format == "identity":
         return x.clone(memory_format=torch.contiguous_format), x.new_empty(0), x.new_ones((), dtype=torch.float32)
     return quantize_nvfp4(x, tile_rows=tile_rows, seed=seed, stream=stream)
+
+
+def check_quantiser(format: str, axis: int, tile_rows: int) -> None:
+    """Raise a ValueError unless there is such a quantiser: every kernel of the operator asks before it computes."""
+    if format not in FORMATS or tile_rows not in (1, BLOCK) or axis not in (0, 1):
+        raise ValueError(f"quantize: format {format!r}, axis {axis}, tile_rows {tile_rows}: no such quantiser")
 
 
 def _fake(
@@ -50,6 +55,7 @@ def _fake(
     tile_rows: int,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_quantiser(format, axis, tile_rows)
     across, along = x.shape if axis == 1 else (x.shape[1], x.shape[0])
     amax = x.new_empty((), dtype=torch.float32)
     if format == "identity":

@@ -32,6 +32,7 @@ def quantize(
     kernels = library()
     if kernels is None or format != "nvfp4":
         return quantize_op.quantize(x, mean, rows, seed, format, axis, tile_rows, stream)
+    quantize_op.check_quantiser(format, axis, tile_rows)
 
     across, along = (x.shape[0], x.shape[1]) if axis == 1 else (x.shape[1], x.shape[0])
     blocks, tiles = -(-along // BLOCK), -(-across // tile_rows)

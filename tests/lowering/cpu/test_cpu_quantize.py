@@ -184,3 +184,9 @@ def test_identity_keeps_the_values() -> None:
     assert same_bits(codes, x.t().contiguous())
     assert scales.numel() == 0
     assert amax == 1
+
+
+@pytest.mark.parametrize(("axis", "tile_rows"), [(1, 2), (0, 32), (2, 1)])
+def test_a_quantiser_that_does_not_exist_is_refused_by_every_kernel(library: None, axis: int, tile_rows: int) -> None:
+    with pytest.raises(ValueError, match="no such quantiser"):
+        torch.ops.spectral.quantize(torch.ones(16, 16), None, None, None, "nvfp4", axis, tile_rows, 0)
