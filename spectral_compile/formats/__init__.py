@@ -3,6 +3,6 @@
 Every fast path (C++ on the CPU, Triton on GPUs) answers to these functions bit for bit.
 """
 
-from spectral_compile.formats.nvfp4 import Quantized, dequantize_nvfp4, quantize_nvfp4
+from spectral_compile.formats.quantized import FORMATS, Format, Quantized, dequantize, quantize
 
-__all__ = ["Quantized", "dequantize_nvfp4", "quantize_nvfp4"]
+__all__ = ["FORMATS", "Format", "Quantized", "dequantize", "quantize"]

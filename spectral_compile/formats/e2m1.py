@@ -13,7 +13,8 @@ _BOUNDARIES = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, F
 def encode_nearest(y: Tensor) -> Tensor:
     """Codes (uint8, 0..15) of fp32 values by round to nearest, ties to the even code; beyond 6 saturates.
 
-    -0 and small negative values keep their sign (code 8).
+    -0 and small negative values keep their sign (code 8). There is no code for NaN: it gets a zero's, and the scale
+    has to say it.
     """
     magnitude = y.abs()
     code = torch.zeros_like(y, dtype=torch.uint8)

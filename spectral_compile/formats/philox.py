@@ -7,6 +7,7 @@ evaluation. One call yields 16 bytes: the random bytes of one group of 16 neighb
 import torch
 from torch import Tensor
 
+GROUP = 16  # bytes a counter
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10

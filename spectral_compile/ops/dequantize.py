@@ -3,22 +3,29 @@
 import torch
 from torch import Tensor
 
-from spectral_compile.formats.nvfp4 import Quantized, block_values, dequantize_nvfp4
+from spectral_compile import formats
+from spectral_compile.formats.quantized import Quantized, block_values, tensor_scale
 from spectral_compile.ops.library import declare
 
 
 def dequantize(codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int) -> Tensor:
     """fp32 [rows, cols] of what `quantize` stored (its block axis last, so transposed for axis 0), padding cut off."""
     if format == "identity":
-        return codes.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    return dequantize_nvfp4(Quantized(codes, scales, amax), rows, cols).contiguous()
+        return codes[:, :cols].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    values = formats.dequantize(Quantized(codes, scales, amax), format, cols)
+    return values.clone(memory_format=torch.contiguous_format)  # strides as promised, of one row too
 
 
-def carried(codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int) -> Tensor:
+def carried(codes: Tensor, scales: Tensor, amax: Tensor, format: str, cols: int) -> Tensor:
     """As `dequantize`, less the tensor scale: what a carrier multiplies, exact in bf16."""
     if format == "identity":
-        return codes
-    return block_values(Quantized(codes, scales, amax), rows, cols)
+        return codes[:, :cols]
+    return block_values(Quantized(codes, scales, amax), format)[:, :cols]
+
+
+def scale_of(amax: Tensor, format: str) -> Tensor | None:
+    """What `carried` values are scaled by, fp32 []; None for one."""
+    return None if format == "identity" else tensor_scale(amax, format)
 
 
 def _fake(codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int) -> Tensor:

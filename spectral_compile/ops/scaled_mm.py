@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from spectral_compile.formats.nvfp4 import tensor_scale
-from spectral_compile.ops.dequantize import carried
+from spectral_compile.ops.dequantize import carried, scale_of
 from spectral_compile.ops.library import declare
-from spectral_compile.ops.split_mm import add_rank_one
+from spectral_compile.ops.split_mm import add_low_rank
 
 
 def scaled_mm(
@@ -23,22 +22,23 @@ def scaled_mm(
     k: int,
     a_k_last: bool,
     b_k_last: bool,
-    format: str,
+    a_format: str,
+    b_format: str,
     carrier: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """[m, n] = A B' * tensor scales + left [m] (outer) right [n], in out_dtype.
+    """[m, n] = A B' * tensor scales + left (outer) right, in out_dtype; left and right as for `split_mm`.
 
     A is stored [m, k] and B [n, k], or the other way round where `a_k_last`, `b_k_last` are false: a weight quantised
-    in 16 x 16 blocks serves fprop and dgrad from one set of codes. `carrier` names the arithmetic of the product
+    in square blocks serves fprop and dgrad from one set of codes. `carrier` names the arithmetic of the product
     ("bf16", "fp32"): code times block scale is exact in either, sums are fp32. This reference always sums in fp32.
     """
-    a = carried(a_codes, a_scales, a_amax, format, *((m, k) if a_k_last else (k, m))).to(torch.float32)
-    b = carried(b_codes, b_scales, b_amax, format, *((n, k) if b_k_last else (k, n))).to(torch.float32)
+    a = carried(a_codes, a_scales, a_amax, a_format, k if a_k_last else m).to(torch.float32)
+    b = carried(b_codes, b_scales, b_amax, b_format, k if b_k_last else n).to(torch.float32)
     product = (a if a_k_last else a.t()) @ (b.t() if b_k_last else b)
-    if format != "identity":
-        product = product * tensor_scale(a_amax) * tensor_scale(b_amax)  # one by one: their product may underflow
-    return add_rank_one(product, left, right).to(out_dtype)
+    for scale in (scale_of(a_amax, a_format), scale_of(b_amax, b_format)):
+        product = product if scale is None else product * scale  # one by one: their product may underflow
+    return add_low_rank(product, left, right).to(out_dtype)
 
 
 def _fake(
@@ -55,7 +55,8 @@ def _fake(
     k: int,
     a_k_last: bool,
     b_k_last: bool,
-    format: str,
+    a_format: str,
+    b_format: str,
     carrier: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
@@ -65,7 +66,7 @@ def _fake(
 declare(
     "scaled_mm(Tensor a_codes, Tensor a_scales, Tensor a_amax, Tensor b_codes, Tensor b_scales, Tensor b_amax,"
     " Tensor? left, Tensor? right, SymInt m, SymInt n, SymInt k, bool a_k_last, bool b_k_last,"
-    " str format, str carrier, ScalarType out_dtype) -> Tensor",
+    " str a_format, str b_format, str carrier, ScalarType out_dtype) -> Tensor",
     reference=scaled_mm,
     fake=_fake,
 )

@@ -1,31 +1,57 @@
 """E2M1 codes against exact scalar arithmetic."""
 
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from spectral_compile.formats import e2m1
-from tests import scalar_nvfp4 as scalar
+from tests.scalar import floats as scalar
 
-TIES = [(low + high) / 2 for low, high in zip(scalar.E2M1, scalar.E2M1[1:], strict=False)]
+TIES = scalar.ties(scalar.E2M1)
+
+
+def every_bf16() -> Tensor:
+    """All 65536 bit patterns, as fp32."""
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    return bits.view(torch.bfloat16).to(torch.float32)
+
+
+def step(magnitude: Fraction) -> Fraction:
+    """The distance from the E2M1 value at or below a magnitude to the next one."""
+    return Fraction(2) if magnitude >= 4 else Fraction(1) if magnitude >= 2 else Fraction(1, 2)
 
 
 def test_magnitudes_are_those_of_the_bit_fields() -> None:
     assert [Fraction(m) for m in e2m1.MAGNITUDES] == scalar.E2M1
-    assert scalar.E2M1[-1] == e2m1.MAX
+    assert e2m1.MAGNITUDES == (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+    assert e2m1.MAGNITUDES[-1] == e2m1.MAX
 
 
-def test_nearest_is_right_for_every_bf16_number() -> None:
-    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
-    y = bits.view(torch.bfloat16).to(torch.float32)
+def test_nearest_is_right_for_every_bf16_number_infinities_and_minus_zero_included() -> None:
+    y = every_bf16()
     y = y[~y.isnan()]
     assert len(y) == 65536 - 2 * 127
-    expected = [scalar.e2m1_nearest(v) for v in y.numpy()]
+    exact = [7 if np.isinf(v) else scalar.nearest(Fraction(float(v)), scalar.E2M1) for v in y.abs().numpy()]
+    expected = [code | int(np.signbit(v)) << 3 for code, v in zip(exact, y.numpy(), strict=True)]
+    assert expected == [scalar.e2m1_nearest(v) for v in y.numpy()]  # doubles do as well as fractions
     assert e2m1.encode_nearest(y).tolist() == expected
+    assert e2m1.encode_nearest(y.clamp(-6, 6)).tolist() == expected
+    assert dict(zip(y.tolist(), expected, strict=True))[float("-inf")] == 15
+
+
+def test_nan_has_the_code_of_a_zero() -> None:
+    """Which is why it is the scale that says NaN."""
+    y = every_bf16()
+    y = y[y.isnan()]
+    assert len(y) == 2 * 127
+    for nan in (y, y.clamp(-6, 6)):
+        assert (e2m1.encode_nearest(nan) & 7 == 0).all()
 
 
 @pytest.mark.parametrize("tie", TIES, ids=str)
@@ -62,12 +88,31 @@ def test_unpack_inverts_pack_for_every_byte() -> None:
     packed = torch.arange(256, dtype=torch.uint8).view(2, 128)
     assert e2m1.unpack(packed).shape == (2, 256)
     assert torch.equal(e2m1.pack(e2m1.unpack(packed)), packed)
+    assert e2m1.unpack(packed)[0, :6].tolist() == [0, 0, 1, 0, 2, 0]
 
 
 @given(st.floats(-6, 6, width=32))
 def test_stochastic_rounding_follows_the_bit_model_for_all_256_random_bytes(value: float) -> None:
     codes = e2m1.encode_stochastic(torch.full((256,), value), torch.arange(256))
     assert codes.tolist() == [scalar.e2m1_stochastic(np.float32(value), r) for r in range(256)]
+
+
+def test_stochastic_rounding_of_every_bf16_number_goes_up_for_exactly_as_many_bytes_as_it_should() -> None:
+    """|y| + r / 256 of a step reaches the next value for the largest r, and only there."""
+    y = every_bf16()
+    y = y[y.abs() <= 6]
+    magnitudes = [Fraction(v) for v in y.abs().tolist()]
+    low = [min(int(np.searchsorted(scalar.E2M1_FLOATS, float(m), "right")) - 1, 6) for m in magnitudes]
+    codes = e2m1.encode_stochastic(y[:, None].expand(-1, 256), torch.arange(256))
+    assert torch.equal((codes >> 3).bool(), y.signbit()[:, None].expand(-1, 256))
+    up = (codes & 7) - torch.tensor(low, dtype=torch.uint8)[:, None]
+    assert (up <= 1).all()
+    assert (up[:, 1:] >= up[:, :-1]).all()
+    expected = [
+        256 - ceil((scalar.E2M1[c + 1] - m) / step(m) * 256) if m < 6 else 256
+        for c, m in zip(low, magnitudes, strict=True)
+    ]
+    assert up.sum(1).tolist() == expected
 
 
 @pytest.mark.parametrize("code", range(7))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectral_compile.formats.philox import philox, random_bytes
-from tests import scalar_nvfp4 as scalar
+from tests.scalar import philox as scalar
 
 ONES = 0xFFFFFFFF
 KNOWN = {  # counter, key, words: Random123's kat_vectors
@@ -54,9 +54,28 @@ def test_both_halves_of_the_seed_and_the_stream_change_every_group() -> None:
         assert (other != base).any(1).all()
 
 
-def test_each_byte_value_is_as_frequent_as_chance_allows() -> None:
-    counts = random_bytes(torch.tensor(7), 3, 1 << 14).flatten().bincount(minlength=256).to(torch.float64)
-    expected = (1 << 18) / 256
-    chi_squared = ((counts - expected) ** 2 / expected).sum().item()
-    assert len(counts) == 256
-    assert 160 < chi_squared < 370  # 255 degrees of freedom: 255 +- 23; a fixed seed, so this never flickers
+# Fixed seeds, so nothing below flickers; a chi-square of n degrees of freedom is n +- sqrt(2 n).
+
+
+@pytest.mark.parametrize("seed", [7, -1, 2**40])
+def test_each_byte_value_is_as_frequent_as_chance_allows_at_each_place_of_a_group(seed: int) -> None:
+    drawn = random_bytes(torch.tensor(seed), 3, 1 << 14)
+    assert 160 < _chi_squared(drawn.flatten(), 256) < 370  # 255 +- 23
+    for place in range(16):
+        assert 140 < _chi_squared(drawn[:, place], 256) < 390
+
+
+def test_neighbours_in_a_group_and_in_streams_are_independent() -> None:
+    """High nibbles of two bytes make 256 pairs."""
+    one, two = (random_bytes(torch.tensor(7), stream, 1 << 14) >> 4 for stream in (3, 4))
+    next_seed = random_bytes(torch.tensor(8), 3, 1 << 14) >> 4
+    for a, b in ((one[:, :-1], one[:, 1:]), (one[:-1], one[1:]), (one, two), (one, next_seed)):
+        assert 160 < _chi_squared((a * 16 + b).flatten(), 256) < 370
+
+
+def _chi_squared(drawn: torch.Tensor, values: int) -> float:
+    """Of integers drawn uniformly below `values`."""
+    counts = drawn.bincount(minlength=values).to(torch.float64)
+    assert len(counts) == values
+    expected = drawn.numel() / values
+    return ((counts - expected) ** 2 / expected).sum().item()

@@ -6,7 +6,16 @@ import torch
 import spectral_compile.ops  # noqa: F401  # registers them
 from spectral_compile.ops import library
 
-NAMES = ["center", "dequantize", "quantize", "scaled_mm", "split_mm", "token_mean", "token_mean_nonzero"]
+NAMES = [
+    "center",
+    "dequantize",
+    "hadamard",
+    "quantize",
+    "scaled_mm",
+    "split_mm",
+    "token_mean",
+    "token_mean_nonzero",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,16 +19,22 @@ _FLAGS = (
 
 _pointer, _long, _int, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
+# data, bf16, rows, cols, row_stride, row_factor, col_factor
+_MATRIX = (_pointer, _int, _long, _long, _long, _pointer, _pointer)
+
 # kernels.cpp's C functions.
 _SIGNATURES: dict[str, tuple[type, ...]] = {
+    "spectral_amax": (*_MATRIX, _pointer, _int),  # largest, threads
     "spectral_quantize": (
-        *(_pointer, _int, _long, _long, _long),  # data, bf16, rows, cols, row_stride
-        *(_pointer, _pointer, _int, _int),  # row_factor, col_factor, along_rows, tile_rows
+        *_MATRIX,
+        *(_int, _int, _int, _int, _int),  # format, rule, along_rows, tile_rows, hadamard
         *(_pointer, ctypes.c_uint32),  # seed, stream
-        *(_pointer, _pointer, _pointer, _int),  # codes, scales, amax, threads
+        *(_pointer, _pointer),  # codes, scales
+        *(_pointer, _int, _long, _long),  # values, bf16_values, value_rows, value_cols
+        *(_pointer, _int, _int),  # largest, largest_is_known, threads
     ),
     "spectral_dequantize": (
-        *(_pointer, _pointer, _long, _long),  # codes, scales, blocks, tile_rows
+        *(_pointer, _pointer, _int, _long, _long),  # codes, scales, format, blocks, tile_rows
         *(_long, _long, _float, _pointer, _int, _int),  # rows, cols, factor, values, bf16, threads
     ),
     "spectral_column_mean": (
@@ -37,7 +43,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     ),
     "spectral_finish_product": (
         *(_pointer, _int, _long, _long, _float, _float),  # product, bf16, m, n, scale_a, scale_b
-        *(_pointer, _pointer, _pointer, _int, _int),  # left, right, out, bf16, threads
+        *(_pointer, _pointer, _long, _pointer, _int, _int),  # left, right, rank, out, bf16, threads
     ),
 }
 

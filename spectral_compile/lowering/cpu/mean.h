@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "vectors.h"
+#include "elements.h"
+#include "lanes.h"
 
 namespace spectral {
 
@@ -24,7 +25,7 @@ void sum_chunk(const T* x, int64_t begin, int64_t end, int64_t cols, int64_t row
       any |= magnitude_bits(value);
       store_some(sum + col, load_some(sum + col, left) + value, left);
     }
-    if (nonzero) nonzero[row] = max_over_lanes(any) != 0;
+    if (nonzero) nonzero[row] = reduce_lanes<Larger>(any)[0] != 0;
   }
 }
 

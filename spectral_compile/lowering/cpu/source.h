@@ -1,24 +1,28 @@
 // What is quantised: a matrix of some element type, perhaps less its mean, read as fp32 in groups of sixteen vectors.
 #pragma once
 
-#include "vectors.h"
+#include <algorithm>
+
+#include "elements.h"
 
 namespace spectral {
 
 // Sixteen vectors of sixteen: 256 neighbours in a row, or 16 x 16 elements with a row a vector.
-using Group = f32x16[LANES];
+using Vectors = f32x16[LANES];
 
-// What is read of a row at once where blocks run down the columns: two cache lines of bf16.
-constexpr int STRIP_COLS = 64;
+// What is read at once where blocks run down the columns: sixteen rows, two cache lines of bf16 each.
+constexpr int BAND_COLS = 64;
+using Band = Vectors[BAND_COLS / LANES];
 
 // Element types and the mean's subtraction end here, behind one virtual call a group: the code that quantises is
 // compiled once, not once for each. Elements outside the matrix read as zeros.
 struct Source {
   const int64_t rows, cols;
 
-  virtual void read_across(int64_t row, int64_t col, Group& out) const = 0;
-  virtual void read_down(int64_t row, int64_t col, Group (&out)[STRIP_COLS / LANES]) const = 0;  // 16 x 64 elements
-  virtual i32x16 largest_bits(int64_t row, int64_t begin, int64_t end) const = 0;  // of magnitudes, lane by lane
+  virtual void read_across(int64_t row, int64_t col, Vectors& out) const = 0;
+  virtual void read_down(int64_t row, int64_t col, Band& out) const = 0;
+  // Lane by lane, the bits of the largest magnitude in sixteen rows (fewer at the end) of columns [begin, end).
+  virtual i32x16 largest_bits(int64_t row, int64_t begin, int64_t end) const = 0;
 
  protected:
   Source(int64_t rows, int64_t cols) : rows(rows), cols(cols) {}
@@ -35,7 +39,7 @@ struct Plain {
 
   void prefetch(int64_t row, int64_t col) const {
     const char* from = reinterpret_cast<const char*>(data + row * row_stride + col);
-    for (size_t line = 0; line < STRIP_COLS * sizeof(T); line += 64) __builtin_prefetch(from + line);
+    for (size_t line = 0; line < BAND_COLS * sizeof(T); line += 64) __builtin_prefetch(from + line);
   }
 };
 
@@ -57,21 +61,23 @@ class Reader final : public Source {
  public:
   Reader(const Matrix& matrix, int64_t rows, int64_t cols) : Source(rows, cols), matrix(matrix) {}
 
-  void read_across(int64_t row, int64_t col, Group& out) const override {
-    for (int i = 0; i < LANES; ++i) out[i] = matrix.at(row, col + i * LANES);
+  void read_across(int64_t row, int64_t col, Vectors& out) const override {
+    for (int i = 0; i < LANES; ++i) out[i] = row < rows ? matrix.at(row, col + i * LANES) : f32x16{};
   }
 
-  void read_down(int64_t row, int64_t col, Group (&out)[STRIP_COLS / LANES]) const override {
+  void read_down(int64_t row, int64_t col, Band& out) const override {
     for (int i = 0; i < LANES; ++i) {
       matrix.prefetch(row + i + LANES, col);
-      for (int c = 0; c < STRIP_COLS / LANES; ++c)
+      for (int c = 0; c < BAND_COLS / LANES; ++c)
         out[c][i] = row + i < rows ? matrix.at(row + i, col + c * LANES) : f32x16{};
     }
   }
 
-  i32x16 largest_bits(int64_t row, int64_t begin, int64_t end) const override {
+  i32x16 largest_bits(int64_t first_row, int64_t begin, int64_t end) const override {
     i32x16 largest{};
-    for (int64_t col = begin; col < end; col += LANES) largest = max(largest, magnitude_bits(matrix.at(row, col)));
+    for (int64_t row = first_row; row < std::min(first_row + LANES, rows); ++row) {
+      for (int64_t col = begin; col < end; col += LANES) largest = max(largest, magnitude_bits(matrix.at(row, col)));
+    }
     return largest;
   }
 

@@ -13,7 +13,7 @@ from spectral_compile.lowering.cpu import NoCompilerError, build, prepare
 from spectral_compile.ops.quantize import quantize as reference
 
 pytestmark = pytest.mark.usefixtures("prepared")
-ARGUMENTS = (torch.randn(20, 40), None, None, torch.tensor([1]), "nvfp4", 1, 1, 0)
+ARGUMENTS = (torch.randn(20, 40), None, None, torch.tensor([1]), "nvfp4", "amax", 1, 1, False, 0)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_an_operator_never_builds_and_runs_as_plain_torch(monkeypatch: pytest.Mo
     assert torch.ops.spectral.token_mean_nonzero(x, 2)[1].sum() == 20
     values = torch.ops.spectral.dequantize(*got, "nvfp4", 20, 40)
     product = torch.ops.spectral.scaled_mm(
-        *(*got, *got, None, None, 20, 20, 40, True, True, "nvfp4", "fp32", torch.float32)
+        *(*got, *got, None, None, 20, 20, 40, True, True, "nvfp4", "nvfp4", "fp32", torch.float32)
     )
     torch.testing.assert_close(product, values @ values.t())
 
