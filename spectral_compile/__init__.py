@@ -1,8 +1,18 @@
 """Four-bit training as a compiler pass: `torch.compile(model, backend="spectral")`."""
 
 from spectral_compile.backend import spectral
-from spectral_compile.config import RECIPES, MeanCenter, QuantizeFP4
 from spectral_compile.randomness import manual_seed
+from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Operand, QuantizeFP4, Rule
 
 __version__ = "0.1.0"
-__all__ = ["RECIPES", "MeanCenter", "QuantizeFP4", "__version__", "manual_seed", "spectral"]
+__all__ = [
+    "RECIPES",
+    "Hadamard",
+    "MeanCenter",
+    "Operand",
+    "QuantizeFP4",
+    "Rule",
+    "__version__",
+    "manual_seed",
+    "spectral",
+]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import spectral_compile.ops  # noqa: F401  # registers the operators: cached code calls them without passing by here
-from spectral_compile import config, rules
+from spectral_compile import config, policy
 from spectral_compile._torch import (
     compile_fx,
     guard_on_attribute,
@@ -22,14 +22,17 @@ from spectral_compile._torch import (
     inductor_modes,
     inductor_option_names,
 )
-from spectral_compile.config import Options, QuantizeFP4
+from spectral_compile.config import Options
 from spectral_compile.errors import SpectralRuntimeError, SpectralValueError
 from spectral_compile.graph import facts as graph_facts
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.lowering import cpu
 from spectral_compile.lowering.eager import compile_eager
-from spectral_compile.pipeline import PassManager
+from spectral_compile.pipeline import CarrierPass, PassManager
 from spectral_compile.randomness import next_seed
+from spectral_compile.recipes import QuantizeFP4
+from spectral_compile.rules import without_effect
+from spectral_compile.validation import check_name
 
 Compiled = Callable[..., Any]
 
@@ -58,8 +61,7 @@ def spectral(
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
     _warn_of_rules_without_effect(parsed, facts)
-    quantize = parsed.find(QuantizeFP4)
-    if quantize is None or not quantize.rounds_stochastically:
+    if not policy.rounds_stochastically(parsed.resolved(), parsed.all_rules()):
         return _compile(gm, example_inputs, parsed, mode, PassManager(facts, parsed, seed_input=None))
 
     # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
@@ -87,20 +89,26 @@ def _compile(
         return compile_eager(gm, example_inputs, joint_pass)
     patches = {**inductor_mode_options(mode), **dict(options.inductor)}
     if joint_pass is not None:
-        if patches.get("joint_custom_pre_pass", inductor_config.joint_custom_pre_pass) is not None:
-            raise SpectralValueError("Inductor's joint_custom_pre_pass is taken by this backend: unset it")
+        passes: dict[str, Any] = {"joint_custom_pre_pass": joint_pass}
         if _device(example_inputs).type == "cpu":
             _load_cpu_kernels()
-        patches["joint_custom_pre_pass"] = joint_pass
+            passes["post_grad_custom_pre_pass"] = CarrierPass()
+        for hook in passes:
+            if patches.get(hook, getattr(inductor_config, hook)) is not None:
+                raise SpectralValueError(f"Inductor's {hook} is taken by this backend: unset it")
+        patches.update(passes)
     compiled: Compiled = compile_fx(gm, example_inputs, config_patches=patches or None)  # type: ignore[assignment]
     return compiled
 
 
 def _check_what_is_for_inductor(options: Options, mode: str | None) -> None:
-    config.check_name("mode", mode or "default", inductor_modes())
-    valid = inductor_option_names() if options.inductor else []
-    for name, _ in options.inductor:
-        config.check_name("option of 'inductor'", name, valid)
+    try:
+        check_name("mode", mode or "default", inductor_modes())
+        valid = inductor_option_names() if options.inductor else []
+        for name, _ in options.inductor:
+            check_name("option of 'inductor'", name, valid)
+    except ValueError as error:
+        raise SpectralValueError(str(error)) from None
     if options.codegen == "eager" and (options.inductor or mode not in (None, "default")):
         warnings.warn("spectral: mode and 'inductor' have no effect with codegen 'eager'", stacklevel=3)
 
@@ -139,5 +147,9 @@ def _device(inputs: Sequence[Any]) -> torch.device:
 
 
 def _warn_of_rules_without_effect(options: Options, facts: GraphFacts) -> None:
-    for pattern in rules.unmatched(options.exclude, facts.layers):
-        warnings.warn(f"spectral: exclude {pattern!r} matches no layer of this graph", stacklevel=2)
+    rules = options.all_rules()
+    if rules and options.find(QuantizeFP4) is None:
+        warnings.warn(f"spectral: rules have no effect: recipe {options.recipe!r} quantises nothing", stacklevel=2)
+        return
+    for rule in without_effect(rules, sorted(facts.layers)):
+        warnings.warn(f"spectral: the rule for {rule} matches no layer of this graph", stacklevel=2)

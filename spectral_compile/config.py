@@ -1,92 +1,50 @@
-"""Options: what the user may say, validated into frozen data, and the recipes that name sets of passes.
+"""Options: what the user may say in `torch.compile(..., options={...})`, validated into frozen data.
 
 Everything here prints canonically, because all of it goes into the compile cache's key.
 """
 
 import dataclasses
-import difflib
 import os
+import re
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from dataclasses import field
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-import pydantic
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
-
+from spectral_compile import policy
 from spectral_compile.errors import SpectralValueError
-from spectral_compile.rules import compile_pattern
+from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, PassConfig, QuantizeFP4, Rule
+from spectral_compile.validation import check_name, settings
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
-Format = Literal["nvfp4", "identity"]
-
-
-@dataclass(frozen=True, config=_STRICT)
-class MeanCenter:
-    """Take the token mean out of activations and of gradients before they are quantised (Averis), and add the product
-    of the mean with the other operand back in high precision.
-
-    min_rows: with fewer tokens nothing is centred, as the mean would carry most of the operand past the quantiser.
-    """
-
-    activations: bool = True
-    gradients: bool = True
-    min_rows: Annotated[int, Field(ge=1)] = 32
-
-
-@dataclass(frozen=True, config=_STRICT)
-class QuantizeFP4:
-    """Quantise both operands of fprop, dgrad and wgrad, with blocks along the axis that each product contracts.
-
-    format: "nvfp4", or "identity", which rewrites everything and rounds nothing. weight_tile: 16 for 16 x 16 blocks
-    (fprop and dgrad then share a weight's codes), 1 for 1 x 16. gradient_rounding: of the gradient operands of dgrad
-    and wgrad.
-    """
-
-    format: Format = "nvfp4"
-    weight_tile: Literal[1, 16] = 16
-    gradient_rounding: Literal["stochastic", "nearest"] = "stochastic"
-
-    @property
-    def rounds_stochastically(self) -> bool:
-        """Whether gradients are rounded stochastically, so that training graphs need a seed."""
-        return self.gradient_rounding == "stochastic" and self.format != "identity"
-
-
-PassConfig = MeanCenter | QuantizeFP4
-_Pass = TypeVar("_Pass", MeanCenter, QuantizeFP4)
-
-RECIPES: Mapping[str, tuple[PassConfig, ...]] = MappingProxyType(
-    {
-        "none": (),  # Inductor as it is
-        "identity": (MeanCenter(), QuantizeFP4(format="identity")),  # the whole rewrite, without the rounding
-        "nvfp4-plain": (QuantizeFP4(),),
-        "averis": (MeanCenter(), QuantizeFP4()),
-    }
-)
 DEFAULT_RECIPE = "averis"
 
+_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4)
+_PASSES = ", ".join(f"{kind.__name__}(...)" for kind in get_args(PassConfig))
 
-@dataclass(frozen=True, config=_STRICT)
+
+@settings
 class Options:
     """What `torch.compile(..., backend="spectral", options={...})` takes.
 
     recipe: a name in RECIPES.
-    passes: pass configurations, each of which replaces the recipe's pass of the same class, or joins it.
+    passes: pass settings, each of which replaces the recipe's pass of the same class, or joins it.
     exclude: regular expressions on a layer's path; GEMMs of layers that match stay in high precision.
+    rules: what is different for some GEMMs; the first that matches one counts, after `exclude`.
     inference: whether graphs without a backward are quantised as well ("quantized" or "high-precision").
     codegen: "inductor", or "eager" to run the rewritten graph operator by operator (no C++ compiler needed).
     carrier: the arithmetic that carries FP4 products ("auto" asks the device).
     inductor: options handed on to Inductor, as `torch.compile(backend="inductor", options=...)` takes them.
     """
 
-    recipe: str = DEFAULT_RECIPE
-    passes: tuple[PassConfig, ...] = ()
-    exclude: tuple[str, ...] = ()
+    CALLED: ClassVar[str] = "option"
+
+    recipe: str = field(default=DEFAULT_RECIPE, metadata={"expected": f"one of {', '.join(map(repr, RECIPES))}"})
+    passes: tuple[PassConfig, ...] = field(default=(), metadata={"expected": f"a list of passes: {_PASSES}"})
+    exclude: tuple[str, ...] = field(default=(), metadata={"expected": "a list of regular expressions"})
+    rules: tuple[Rule, ...] = field(default=(), metadata={"expected": "a list of Rule(...)"})
     inference: Literal["quantized", "high-precision"] = "quantized"
     codegen: Literal["inductor", "eager"] = "inductor"
     carrier: Literal["auto", "bf16", "fp32"] = "auto"
-    inductor: tuple[tuple[str, Any], ...] = ()
+    inductor: tuple[tuple[str, Any], ...] = field(default=(), metadata={"expected": "a dict of Inductor's options"})
 
     def resolved(self) -> tuple[PassConfig, ...]:
         """The passes to run: the recipe's, each replaced by one of the same class in `passes`, then the rest."""
@@ -94,18 +52,19 @@ class Options:
         chosen.update({type(p): p for p in self.passes})
         return tuple(chosen.values())
 
+    def all_rules(self) -> tuple[Rule, ...]:
+        """Rules in the order in which they are tried; a pattern in `exclude` is one as well."""
+        return (*(Rule(layers=pattern, high_precision=True) for pattern in self.exclude), *self.rules)
+
     def find(self, kind: type[_Pass]) -> _Pass | None:
-        """The configuration of one pass, or None where it does not run."""
-        return next((p for p in self.resolved() if isinstance(p, kind)), None)
+        """The settings of one pass, or None where it does not run."""
+        return policy.find(self.resolved(), kind)
 
 
 def parse_options(options: Mapping[str, Any] | None) -> Options:
     """Validate what the user wrote. Raises a ValueError that names the key, the value and the nearest valid one."""
     given = dict(options or {})
-    names = [f.name for f in dataclasses.fields(Options)]
-    for key in given:
-        check_name("option", key, names)
-    for key in ("passes", "exclude"):
+    for key in ("passes", "exclude", "rules"):
         if isinstance(given.get(key), list):
             given[key] = tuple(given[key])
     if isinstance(given.get("exclude"), str):
@@ -113,23 +72,30 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
     if isinstance(given.get("inductor"), Mapping):
         given["inductor"] = tuple(sorted(given["inductor"].items(), key=str))
     try:
+        for key in given:
+            check_name("option", key, [f.name for f in dataclasses.fields(Options)])
         parsed = Options(**given)
-    except pydantic.ValidationError as error:
-        raise SpectralValueError(_explain(error)) from None
-    check_name("recipe", parsed.recipe, list(RECIPES))
-    kinds = [type(p).__name__ for p in parsed.passes]
-    for kind in {k for k in kinds if kinds.count(k) > 1}:
-        raise SpectralValueError(f"option 'passes' holds {kind} more than once; which one is meant?")
-    for pattern in parsed.exclude:
-        compile_pattern(pattern)
+        check_name("recipe", parsed.recipe, RECIPES)
+        _check_passes(parsed)
+        _check_patterns(parsed)
+        policy.validate(parsed.resolved(), parsed.all_rules())
+    except ValueError as error:
+        raise SpectralValueError(str(error)) from None
     return parsed
 
 
-def check_name(what: str, given: Any, valid: list[str]) -> None:
-    """Raise a ValueError that names `given` and the nearest valid name, unless it is one."""
-    if given not in valid:
-        rest = f"; {what}s are {_listed(valid)}" if len(valid) < 20 else ""
-        raise SpectralValueError(f"unknown {what} {given!r}{_nearest(str(given), valid)}{rest}")
+def _check_passes(options: Options) -> None:
+    kinds = [type(p).__name__ for p in options.passes]
+    for kind in {k for k in kinds if kinds.count(k) > 1}:
+        raise ValueError(f"option 'passes' holds {kind} more than once; which one is meant?")
+
+
+def _check_patterns(options: Options) -> None:
+    for pattern in options.exclude:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"option 'exclude': {pattern!r} is not a regular expression: {error}") from None
 
 
 def disabled_by_environment() -> bool:
@@ -164,34 +130,3 @@ def watch(options: Mapping[str, Any] | None) -> str:
 
 
 _watched: dict[str, Watch] = {}
-
-
-_EXPECTED = {  # where pydantic would speak of tuples
-    "recipe": f"one of {', '.join(map(repr, RECIPES))}",
-    "passes": f"a list of passes: {', '.join(f'{kind.__name__}(...)' for kind in get_args(PassConfig))}",
-    "exclude": "a list of regular expressions",
-    "inductor": "a dict of Inductor's options",
-}
-
-
-def _explain(error: pydantic.ValidationError) -> str:
-    """One line for the first thing wrong: option, value, what is valid."""
-    first = error.errors()[0]
-    key = str(first["loc"][0])
-    value = first["input"]
-    field = next((f for f in dataclasses.fields(Options) if f.name == key), None)
-    choices = [c for c in get_args(field.type) if isinstance(c, str)] if field else []
-    if choices:
-        hint = f"{_nearest(str(value), choices)}; it is one of {_listed(choices)}"
-    else:
-        hint = f"; it is {_EXPECTED[key]}"
-    return f"option {key!r} cannot be {value!r}{hint}"
-
-
-def _nearest(word: str, candidates: list[str]) -> str:
-    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(repr(n) for n in names)

@@ -11,9 +11,12 @@ from torch import fx
 
 from spectral_compile._torch import CustomGraphPass, GraphTransformObserver, cpu_multiplies_bf16, graph_input_index
 from spectral_compile.config import Options
+from spectral_compile.graph.emit import Emitter
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.graph.provenance import trace
 from spectral_compile.graph.verify import holds_spectral_operators, verify
+from spectral_compile.lowering.carriers import to_carriers
+from spectral_compile.passes.hadamard import hadamard
 from spectral_compile.passes.mean_center import mean_center
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
 from spectral_compile.plan import Plan
@@ -42,14 +45,17 @@ class PassManager(CustomGraphPass):
         plan = make_plan(graph, provenance, self.options)
         rows = list(zip(plan.rows, provenance.gemms, strict=True))
         seed = self._seed(graph)
+        emit = Emitter(graph)
         steps: tuple[tuple[str, Callable[[fx.Graph], None]], ...] = (
-            ("mean_center", lambda g: mean_center(g, rows)),  # first: what is quantised is the residual
-            ("quantize_fp4", lambda g: quantize_fp4(g, rows, seed)),
+            ("mean_center", lambda _: mean_center(emit, rows, seed)),  # first: what is transformed is the residual
+            ("hadamard", lambda _: hadamard(emit, rows)),
+            ("quantize_fp4", lambda _: quantize_fp4(emit, rows, seed)),
         )
         _notify("joint", graph, plan)
         for name, step in steps:
             _apply(name, step, graph)
             graph.eliminate_dead_code()
+            emit.forget_dead()
             verify(graph, after=name)
             _notify(name, graph, plan)
 
@@ -70,6 +76,18 @@ class PassManager(CustomGraphPass):
             return None
         inputs = graph.find_nodes(op="placeholder")
         return next((node for node in inputs if graph_input_index(node) == self.seed_input), None)
+
+
+class CarrierPass(CustomGraphPass):
+    """The last rewrite of each partitioned graph on a CPU: see `lowering.carriers`."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        _apply("to_carriers", to_carriers, graph)
+        verify(graph, after="to_carriers")
+
+    def uuid(self) -> str:
+        """The graph, which Inductor adds, says the rest."""
+        return source_digest()
 
 
 @functools.cache

@@ -7,16 +7,20 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from spectral_compile.formats import FORMATS
 from spectral_compile.graph.provenance import Role
 
 
 @dataclass(frozen=True)
 class OperandPlan:
-    """How one operand is quantised: kind "activation", "weight" or "gradient"; tile_rows 1 or 16; whether rounding is
-    stochastic; whether its token mean is removed first. `stream` keeps its random bits apart from all others'.
+    """How one operand is quantised: kind "activation", "weight" or "gradient"; format, and the rule by which its scales
+    are chosen; a block's height in rows; whether rounding is stochastic; whether its token mean is removed first.
+    `stream` keeps its random bits apart from all others'.
     """
 
     kind: str
+    format: str
+    scale: str = ""
     tile_rows: int = 1
     stochastic: bool = False
     centered: bool = False
@@ -28,8 +32,8 @@ class GemmPlan:
     """One row. `node` names the product in the traced graph; [m, n] = [m, k] @ [k, n], as numbers or symbols, empty
     for products that are not of two matrices.
 
-    `reason` says why a GEMM stays in high precision and is empty where it is quantised; then a and b, format, carrier
-    and, where something is centred, min_rows are set.
+    `reason` says why a GEMM stays in high precision and is empty where it is quantised; then a and b, carrier and,
+    where something is centred, mean_mode and min_rows are set. hadamard: both operands are transformed along k.
     """
 
     node: str
@@ -42,8 +46,9 @@ class GemmPlan:
     reason: str = ""
     a: OperandPlan | None = None
     b: OperandPlan | None = None
-    format: str = ""
+    hadamard: bool = False
     carrier: str = ""
+    mean_mode: str = ""
     min_rows: int = 0
 
     @property
@@ -84,11 +89,16 @@ class Plan:
 
 def _decision(row: GemmPlan) -> str:
     operands = " @ ".join(_operand(operand) for operand in (row.a, row.b) if operand is not None)
-    return f"{row.format}: {operands} in {row.carrier}"
+    return f"{operands}{', Hadamard' if row.hadamard else ''}, in {row.carrier}"
 
 
 def _operand(operand: OperandPlan) -> str:
-    marks = [f"{operand.tile_rows}x16"]
+    if operand.format == "identity":
+        marks = ["identity"]
+    else:
+        block = FORMATS[operand.format].block
+        marks = [f"{operand.format} {operand.tile_rows}x{block}"]
+        marks += [operand.scale] if operand.scale != FORMATS[operand.format].scales[0] else []
     marks += ["stochastic"] if operand.stochastic else []
     marks += ["centred"] if operand.centered else []
     return f"{operand.kind} ({', '.join(marks)})"

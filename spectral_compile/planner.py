@@ -8,36 +8,37 @@ import torch
 from torch import fx
 
 from spectral_compile._torch import statically_known_true
-from spectral_compile.config import MeanCenter, Options, QuantizeFP4
+from spectral_compile.config import Options
 from spectral_compile.graph.provenance import Gemm, Provenance
 from spectral_compile.graph.roles import heads_and_routers
 from spectral_compile.lowering.carrier import choose_carrier
 from spectral_compile.plan import GemmPlan, OperandPlan, Plan
-from spectral_compile.rules import first_match
+from spectral_compile.policy import operand_policy, transforms
+from spectral_compile.recipes import GemmRole, Kind, MeanCenter, QuantizeFP4, Rule
+from spectral_compile.rules import find_rule
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def make_plan(graph: fx.Graph, provenance: Provenance, options: Options) -> Plan:
     """The plan for one AOTAutograd graph. Nothing in the graph is changed."""
-    quantize = options.find(QuantizeFP4)
-    center = options.find(MeanCenter) or MeanCenter(activations=False, gradients=False)
     special = heads_and_routers(graph, provenance)
     training = any(gemm.role in ("dgrad", "wgrad") for gemm in provenance.gemms)
-
+    layers = sorted({gemm.layer for gemm in provenance.gemms})
     streams = _streams(provenance.gemms)
     rows = []
     for gemm in provenance.gemms:
-        reason = _reason_against(gemm, special, quantize is not None, training, options)
-        rows.append(_row(gemm, reason, streams, quantize or QuantizeFP4(), center, options.carrier))
+        rule = None if gemm.role == "other" else find_rule(options.all_rules(), gemm.layer, _role(gemm), layers)
+        reason = _reason_against(gemm, special, rule, training, options)
+        rows.append(_row(gemm, reason, rule, streams, options))
     return Plan(tuple(rows))
 
 
-def _reason_against(gemm: Gemm, special: dict[Gemm, str], quantizing: bool, training: bool, options: Options) -> str:
+def _reason_against(gemm: Gemm, special: dict[Gemm, str], rule: Rule | None, training: bool, options: Options) -> str:
     forward = gemm.forward or gemm
     if gemm.role == "other":
         return gemm.note
-    if not quantizing:
+    if options.find(QuantizeFP4) is None:
         return "no pass of this recipe quantises"
     if forward in special:
         return special[forward]
@@ -46,8 +47,7 @@ def _reason_against(gemm: Gemm, special: dict[Gemm, str], quantizing: bool, trai
     unsupported = _unsupported(forward) or _unsupported(gemm)  # a backward product follows its forward
     if unsupported:
         return unsupported
-    pattern = first_match(options.exclude, gemm.layer)
-    return f"excluded by {pattern!r}" if pattern is not None else ""
+    return f"high precision by the rule for {rule}" if rule is not None and rule.high_precision else ""
 
 
 def _unsupported(gemm: Gemm) -> str:
@@ -65,13 +65,13 @@ def _unsupported(gemm: Gemm) -> str:
     return "" if is_bias else "addmm that adds anything but a bias [out_features] stays as it is"
 
 
-def _streams(gemms: list[Gemm]) -> dict[tuple[Gemm, str], int]:
+def _streams(gemms: list[Gemm]) -> dict[tuple[Gemm, Kind], int]:
     """The random stream of each operand, by product and kind: a hash of layer, role, kind and how many calls of the
     layer came before. So neither checkpointing nor leaving out another layer changes how an operand is rounded.
     """
     calls: Counter[str] = Counter()
     occurrence: dict[Gemm, int] = {}
-    streams: dict[tuple[Gemm, str], int] = {}
+    streams: dict[tuple[Gemm, Kind], int] = {}
     taken: set[int] = set()
     for gemm in gemms:
         if gemm.role == "other":
@@ -90,44 +90,49 @@ def _streams(gemms: list[Gemm]) -> dict[tuple[Gemm, str], int]:
 
 
 def _row(
-    gemm: Gemm,
-    reason: str,
-    streams: dict[tuple[Gemm, str], int],
-    quantize: QuantizeFP4,
-    center: MeanCenter,
-    carrier: str,
+    gemm: Gemm, reason: str, rule: Rule | None, streams: dict[tuple[Gemm, Kind], int], options: Options
 ) -> GemmPlan:
     value = gemm.node.meta["val"]
     m, n, k = ("", "", "") if gemm.a is None else (str(size) for size in _shape(gemm))
     row = GemmPlan(gemm.node.name, gemm.layer, gemm.role, m, n, k, _name(_dtype(value)), reason)
     if reason:
         return row
+    center = options.find(MeanCenter) or MeanCenter()
     few = _tokens_are_few(gemm, center.min_rows)
-    a, b = (_operand(kind, quantize, center, few, streams[gemm, kind]) for kind in _kinds(gemm))
-    return dataclasses.replace(
+    a, b = (_operand(kind, rule, few, streams[gemm, kind], options) for kind in _kinds(gemm))
+    row = dataclasses.replace(
         row,
         a=a,
         b=b,
-        format=quantize.format,
-        carrier=choose_carrier(value.device, value.dtype, quantize.format, carrier),
-        min_rows=center.min_rows if a.centered or b.centered else 0,
+        hadamard=transforms(options.resolved(), rule, _role(gemm)),
+        carrier=choose_carrier(value.device, value.dtype, (a.format, b.format), options.carrier),
     )
+    return dataclasses.replace(row, mean_mode=center.mode, min_rows=center.min_rows) if row.centered else row
 
 
-def _kinds(gemm: Gemm) -> tuple[str, str]:
+def _role(gemm: Gemm) -> GemmRole:
+    assert gemm.role != "other"
+    return gemm.role
+
+
+def _kinds(gemm: Gemm) -> tuple[Kind, Kind]:
     if gemm.role == "wgrad":
         return ("gradient", "activation") if gemm.gradient_is_a else ("activation", "gradient")
-    moving = "activation" if gemm.role == "fprop" else "gradient"
+    moving: Kind = "activation" if gemm.role == "fprop" else "gradient"
     return (moving, "weight") if gemm.weight_is_b else ("weight", moving)
 
 
-def _operand(kind: str, quantize: QuantizeFP4, center: MeanCenter, few_tokens: bool, stream: int) -> OperandPlan:
-    if kind == "weight":
-        tile_rows = 1 if quantize.format == "identity" else quantize.weight_tile
-        return OperandPlan(kind, tile_rows=tile_rows, stream=stream)
-    wanted = center.activations if kind == "activation" else center.gradients
-    stochastic = kind == "gradient" and quantize.rounds_stochastically
-    return OperandPlan(kind, stochastic=stochastic, centered=wanted and not few_tokens, stream=stream)
+def _operand(kind: Kind, rule: Rule | None, few_tokens: bool, stream: int, options: Options) -> OperandPlan:
+    policy = operand_policy(options.resolved(), rule, kind)
+    return OperandPlan(
+        kind,
+        format=policy.format,
+        scale=policy.scale,
+        tile_rows=policy.tile_rows,
+        stochastic=policy.rounding == "stochastic",
+        centered=policy.center and not few_tokens,
+        stream=stream,
+    )
 
 
 def _tokens_are_few(gemm: Gemm, min_rows: int) -> bool:

@@ -1,25 +1,42 @@
-"""Rules on a layer's path: which layers the user wants left alone."""
+"""Rules on a layer's path: which layers are meant by a pattern, or as the last blocks of a model."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from spectral_compile.errors import SpectralValueError
+from spectral_compile.recipes import GemmRole, Rule
 
-
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A regular expression on layer paths, as in "layers.3.mlp.up_proj". A wrong one is a ValueError."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise SpectralValueError(f"option 'exclude': {pattern!r} is not a regular expression: {error}") from None
+_NUMBERED = re.compile(r"^((?:[^.\d][^.]*\.)*)(\d+)(?:\.|$)")
 
 
-def first_match(patterns: Iterable[str], path: str) -> str | None:
-    """The first pattern found anywhere in the path, or None."""
-    return next((pattern for pattern in patterns if compile_pattern(pattern).search(path)), None)
+def find_rule(rules: Iterable[Rule], layer: str, role: GemmRole, layers: Sequence[str]) -> Rule | None:
+    """The first rule that matches a GEMM of `layer`, one of all the `layers` of a graph."""
+    return next((rule for rule in rules if role in rule.gemms and selects(rule, layer, layers)), None)
 
 
-def unmatched(patterns: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:
-    """Patterns that match none of the paths: a rule without effect deserves a word."""
-    known = tuple(paths)
-    return tuple(pattern for pattern in patterns if not any(compile_pattern(pattern).search(path) for path in known))
+def selects(rule: Rule, layer: str, layers: Sequence[str]) -> bool:
+    """Whether a rule is about a layer, one of all the `layers` of a graph."""
+    if rule.last_blocks is None:
+        return re.search(rule.layers, layer) is not None
+    return any(layer == block or layer.startswith(f"{block}.") for block in last_blocks(layers, rule.last_blocks))
+
+
+def without_effect(rules: Iterable[Rule], layers: Sequence[str]) -> list[Rule]:
+    """Rules about none of the layers: they deserve a word."""
+    return [rule for rule in rules if not any(selects(rule, layer, layers) for layer in layers)]
+
+
+def last_blocks(layers: Iterable[str], count: int | float) -> list[str]:
+    """Paths of the last blocks of a model, as "layers.31" is one, given the paths of all its layers.
+
+    Blocks are what is numbered; of several such lists the longest is meant. A share below 1 is rounded, to one block at
+    least.
+    """
+    stacks: dict[str, set[int]] = {}
+    for layer in layers:
+        if (match := _NUMBERED.match(layer)) is not None:
+            stacks.setdefault(match[1], set()).add(int(match[2]))
+    if not stacks:
+        return []
+    prefix, numbers = max(stacks.items(), key=lambda stack: len(stack[1]))
+    wanted = count if isinstance(count, int) else max(1, round(count * len(numbers)))
+    return [f"{prefix}{number}" for number in sorted(numbers)[-wanted:]]

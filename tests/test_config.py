@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from spectral_compile import config
-from spectral_compile.config import RECIPES, MeanCenter, Options, QuantizeFP4, Watch, parse_options, watch
+from spectral_compile.config import Options, Watch, parse_options, watch
+from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Operand, QuantizeFP4, Rule
 
-ALL_OPTIONS = "'recipe', 'passes', 'exclude', 'inference', 'codegen', 'carrier', 'inductor'"
+ALL_OPTIONS = "'recipe', 'passes', 'exclude', 'rules', 'inference', 'codegen', 'carrier', 'inductor'"
+ALL_PASSES = "MeanCenter(...), Hadamard(...), QuantizeFP4(...)"
 ALL_RECIPES = ", ".join(map(repr, RECIPES))
 
 REFUSED: list[tuple[dict[Any, Any], str]] = [
@@ -35,20 +37,22 @@ REFUSED: list[tuple[dict[Any, Any], str]] = [
         {"exclude": ["fine", "("]},
         "option 'exclude': '(' is not a regular expression: missing ), unterminated subpattern at position 0",
     ),
+    ({"rules": ["head"]}, "option 'rules' cannot be 'head'; it is a list of Rule(...)"),
+    ({"rules": Rule()}, f"option 'rules' cannot be {Rule()!r}; it is a list of Rule(...)"),
     ({"inductor": 5}, "option 'inductor' cannot be 5; it is a dict of Inductor's options"),
     ({"inductor": {1: 0, "a": 0}}, "option 'inductor' cannot be 1; it is a dict of Inductor's options"),
     (
         {"passes": ["mean_center"]},
-        "option 'passes' cannot be 'mean_center'; it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
+        f"option 'passes' cannot be 'mean_center'; it is a list of passes: {ALL_PASSES}",
     ),
     (
         {"passes": [{"min_rows": 1}]},
-        "option 'passes' cannot be {'min_rows': 1}; it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
+        f"option 'passes' cannot be {{'min_rows': 1}}; it is a list of passes: {ALL_PASSES}",
     ),
     (
         {"passes": MeanCenter()},
-        "option 'passes' cannot be MeanCenter(activations=True, gradients=True, min_rows=32);"
-        " it is a list of passes: MeanCenter(...), QuantizeFP4(...)",
+        "option 'passes' cannot be MeanCenter(activations=True, gradients=True, mode='hp', min_rows=32);"
+        " it is a list of passes: MeanCenter(...), Hadamard(...), QuantizeFP4(...)",
     ),
 ]
 
@@ -67,8 +71,10 @@ def test_bad_options_are_refused_with(options: dict[Any, Any], message: str) -> 
         (MeanCenter, "activations", 1),
         (MeanCenter, "gradients", "yes"),
         (QuantizeFP4, "format", "fp4"),
-        (QuantizeFP4, "weight_tile", 8),
-        (QuantizeFP4, "gradient_rounding", "up"),
+        (QuantizeFP4, "weights", "square"),
+        (Operand, "rounding", "up"),
+        (Operand, "square", 16),
+        (Hadamard, "gemms", "bprop"),
         (QuantizeFP4, "tile", 16),
     ],
 )
@@ -94,6 +100,22 @@ def test_lists_single_patterns_and_dicts_are_taken_and_frozen() -> None:
     assert hash(parsed) == hash(parse_options(dataclasses.asdict(parsed) | {"passes": [MeanCenter()]}))
     with pytest.raises(dataclasses.FrozenInstanceError):
         parsed.recipe = "none"  # type: ignore[misc]
+
+
+def test_patterns_to_exclude_are_rules_before_all_others() -> None:
+    rule = Rule(gemms=("wgrad",), format="mxfp4")
+    parsed = parse_options({"exclude": ["head", "gate"], "rules": [rule]})
+    assert parsed.rules == (rule,)
+    first, second = (Rule(layers=pattern, high_precision=True) for pattern in ("head", "gate"))
+    assert parsed.all_rules() == (first, second, rule)
+
+
+def test_settings_that_do_not_go_together_are_refused_with_the_rule_that_asks() -> None:
+    rule = Rule(layers="up", gradients=Operand(scale="ceil"))
+    message = "what is asked by the rule for layers 'up' cannot be done: nvfp4 has no scale rule 'ceil'; its rules are"
+    with pytest.raises(ValueError, match=message):
+        parse_options({"rules": [rule]})
+    parse_options({"rules": [rule], "recipe": "mxfp4"})
 
 
 def test_what_the_user_wrote_is_not_changed() -> None:

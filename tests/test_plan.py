@@ -7,22 +7,22 @@ from rich.console import Console
 
 from spectral_compile.plan import GemmPlan, OperandPlan, Plan
 
-ACTIVATION = OperandPlan("activation", centered=True)
-GRADIENT = OperandPlan("gradient", stochastic=True, stream=7)
-WEIGHT = OperandPlan("weight", tile_rows=16)
+ACTIVATION = OperandPlan("activation", "nvfp4", "amax", centered=True)
+GRADIENT = OperandPlan("gradient", "nvfp4", "headroom", stochastic=True, stream=7)
+WEIGHT = OperandPlan("weight", "nvfp4", "amax", tile_rows=16)
 QUANTIZED = GemmPlan(
     *("mm", "layers.0.up", "fprop", "s0", "64", "32", "bfloat16"),
     a=ACTIVATION,
     b=WEIGHT,
-    format="nvfp4",
     carrier="bf16",
+    mean_mode="hp",
     min_rows=32,
 )
 DGRAD = GemmPlan(
     *("mm_1", "layers.0.up", "dgrad", "s0", "32", "64", "bfloat16"),
     a=GRADIENT,
     b=WEIGHT,
-    format="nvfp4",
+    hadamard=True,
     carrier="fp32",
 )
 LEFT_ALONE = GemmPlan("mm_2", "lm_head", "fprop", "8", "64", "32", "bfloat16", reason="excluded by 'layers.[a-z]+[/]'")
@@ -62,8 +62,8 @@ def test_the_table_says_what_is_done_to_each_gemm() -> None:
     (fprop,) = [line for line in lines if "fprop" in line and "layers.0.up" in line]
     (dgrad,) = [line for line in lines if "dgrad" in line]
     assert "s0 x 64 x 32" in fprop
-    assert "nvfp4: activation (1x16, centred) @ weight (16x16) in bf16" in fprop
-    assert "nvfp4: gradient (1x16, stochastic) @ weight (16x16) in fp32" in dgrad
+    assert "activation (nvfp4 1x16, centred) @ weight (nvfp4 16x16), in bf16" in fprop
+    assert "gradient (nvfp4 1x16, headroom, stochastic) @ weight (nvfp4 16x16), Hadamard, in fp32" in dgrad
 
 
 def test_the_table_prints_reasons_as_they_are_brackets_included() -> None:

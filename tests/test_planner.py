@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spectral_compile import MeanCenter, QuantizeFP4
+from spectral_compile import MeanCenter, Operand, QuantizeFP4, Rule
 from spectral_compile.plan import GemmPlan, OperandPlan
-from tests.capture import Capture, capture
+from tests.capture import Capture, capture, gradients
 
 
 def inputs(tokens: int = 64, features: int = 32) -> Tensor:
@@ -60,7 +60,7 @@ def all_reasons(captured: Capture) -> set[str]:
 
 def test_what_is_quantised_has_its_operands_format_and_carrier() -> None:
     captured = capture(nn.Linear(32, 48), inputs())
-    activation, weight, gradient = (OperandPlan(kind) for kind in ("activation", "weight", "gradient"))
+    activation, weight, gradient = (OperandPlan(kind, "nvfp4", "amax") for kind in ("activation", "weight", "gradient"))
     expected = {
         "fprop": (dataclasses.replace(activation, centered=True), dataclasses.replace(weight, tile_rows=16)),
         "dgrad": (
@@ -76,7 +76,7 @@ def test_what_is_quantised_has_its_operands_format_and_carrier() -> None:
         assert row.a is not None
         assert row.b is not None
         assert tuple(dataclasses.replace(operand, stream=0) for operand in (row.a, row.b)) == expected[row.role]
-        assert (row.format, row.carrier, row.min_rows, row.dtype) == ("nvfp4", "fp32", 32, "float32")
+        assert (row.carrier, row.mean_mode, row.min_rows, row.dtype) == ("fp32", "hp", 32, "float32")
     assert all_reasons(captured) == {""}
 
 
@@ -123,8 +123,8 @@ def test_fp64_is_left_alone() -> None:
 def test_an_excluded_layer_is_left_alone_forward_and_backward() -> None:
     captured = capture(Stack(), inputs(), exclude=[r"blocks\.1\.", r"blocks"])
     by_layer = {row.layer: row.reason for row in captured.plan.rows}
-    assert by_layer["blocks.1.up"] == r"excluded by 'blocks\\.1\\.'"  # the first that matches
-    assert by_layer["blocks.0.up"] == "excluded by 'blocks'"
+    assert by_layer["blocks.1.up"] == r"high precision by the rule for layers 'blocks\\.1\\.'"  # the first that matches
+    assert by_layer["blocks.0.up"] == "high precision by the rule for layers 'blocks'"
     assert captured.plan.quantized == ()
 
 
@@ -214,9 +214,91 @@ def test_checkpointing_does_not_change_a_bit_of_the_gradients(recipe: str, check
 
 def test_the_options_of_a_pass_reach_every_row() -> None:
     for tile, rounding, min_rows in ((1, "nearest", 1), (16, "stochastic", 100), (1, "stochastic", 1)):
-        passes = [MeanCenter(min_rows=min_rows), QuantizeFP4(weight_tile=tile, gradient_rounding=rounding)]
+        quantizer = QuantizeFP4(weights=Operand(square=tile == 16), gradients=Operand(rounding=rounding))
+        passes = [MeanCenter(min_rows=min_rows), quantizer]
         captured = capture(nn.Linear(32, 48), inputs(64), passes=passes)
         operands = [operand for row in captured.plan.rows for operand in _operands(row)]
         assert {operand.tile_rows for operand in operands if operand.kind == "weight"} == {tile}
         assert {operand.stochastic for operand in operands if operand.kind == "gradient"} == {rounding == "stochastic"}
         assert {operand.centered for operand in operands if operand.kind != "weight"} == {min_rows == 1}
+
+
+def quantized_roles(captured: Capture) -> dict[str, set[str]]:
+    """Which GEMMs of each layer are quantised."""
+    found: dict[str, set[str]] = {}
+    for row in captured.plan.rows:
+        found.setdefault(row.layer, set()).update({row.role} if row.quantized else set())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "left"),
+    [
+        (Rule(gemms=("fprop",), high_precision=True), {"dgrad", "wgrad"}),  # a forward in high precision
+        (Rule(gemms=("dgrad", "wgrad"), high_precision=True), {"fprop"}),  # only the forward in four bits
+    ],
+)
+def test_forward_only_is_one_rule(rule: Rule, left: set[str]) -> None:
+    model, x = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)), inputs()
+    captured = capture(model, x, rules=[rule])
+    assert quantized_roles(captured) == {"0": left, "2": left}
+    reasons = all_reasons(captured) - {""}
+    assert reasons == {f"high precision by the rule for {', '.join(rule.gemms)} of all layers"}
+    exact = gradients(model, model, x)
+    kept = "fprop" in rule.gemms
+    assert torch.allclose(captured.output, exact.output, rtol=1e-5, atol=1e-5) is kept
+    straight_through = torch.allclose(captured.gradients["2.bias"], exact.gradients["2.bias"], rtol=1e-5, atol=1e-4)
+    assert straight_through  # the bias gradient is a sum, never quantised
+
+
+def test_a_rule_gives_operands_of_single_gemms_another_format_rounding_and_mean() -> None:
+    rules = [
+        Rule(layers=r"\.up$", gemms=("wgrad",), format="mxfp4", gradients=Operand(center=False, scale="floor")),
+        Rule(layers=r"\.up$", activations=Operand(format="identity")),
+        Rule(layers="up", high_precision=True),  # never reached by the layers above
+    ]
+    captured = capture(Stack(), inputs(), rules=rules)
+    wgrad, fprop = captured_row(captured, "blocks.0.up", "wgrad"), captured_row(captured, "blocks.0.up", "fprop")
+    assert wgrad.a == dataclasses.replace(
+        OperandPlan("gradient", "mxfp4", "floor", stochastic=True), stream=wgrad.a.stream
+    )
+    assert (wgrad.b.format, wgrad.b.scale, wgrad.b.centered) == ("mxfp4", "even", True)
+    assert (fprop.a.format, fprop.b.format, fprop.carrier) == ("identity", "nvfp4", "fp32")
+    down = captured_row(captured, "blocks.0.down", "wgrad")
+    assert (down.a.format, down.b.format, down.a.centered) == ("nvfp4", "nvfp4", True)
+
+
+def captured_row(captured: Capture, layer: str, role: str) -> Any:
+    return next(row for row in captured.plan.rows if (row.layer, row.role) == (layer, role))
+
+
+def test_last_blocks_and_everything_in_them() -> None:
+    captured = capture(Stack(), inputs(), rules=[Rule(last_blocks=1, high_precision=True)])
+    every = {"fprop", "dgrad", "wgrad"}
+    expected = {"blocks.0.up": every, "blocks.0.down": every, "blocks.1.up": set(), "blocks.1.down": set()}
+    assert quantized_roles(captured) == expected
+    assert "high precision by the rule for the last block" in all_reasons(captured)
+
+
+def test_mixed_formats_are_multiplied_right() -> None:
+    model, x = nn.Linear(40, 24), inputs(50, 40)
+    rules = [Rule(weights=Operand(format="mxfp4"), gradients=Operand(format="identity"))]
+    exact, got = gradients(model, model, x), capture(model, x, rules=rules)
+    for name, limit in (("weight", 0.12), ("input0", 0.2), ("bias", 1e-5)):
+        error = float((got.gradients[name] - exact.gradients[name]).norm() / exact.gradients[name].norm())
+        assert error < limit, name
+    assert 0.01 < float((got.output - exact.output).norm() / exact.output.norm()) < 0.2
+
+
+def test_the_modes_of_the_mean_reach_the_plan_and_differ_in_numbers() -> None:
+    model = nn.Linear(32, 48)
+    x = (torch.randn(64, 32) + 10 * torch.randn(32)).requires_grad_()
+    exact = gradients(model, model, x)
+    errors = {}
+    for mode in ("hp", "requant", "paper"):
+        captured = capture(model, x, recipe="averis", passes=[MeanCenter(mode=mode)])
+        assert {row.mean_mode for row in captured.plan.rows} == {mode}
+        errors[mode] = float((captured.output - exact.output).norm() / exact.output.norm())
+    assert errors["hp"] < 0.05 < errors["requant"] < 0.25
+    assert 0.05 < errors["paper"] < 0.25
+    assert errors["paper"] != errors["requant"]

@@ -67,6 +67,18 @@ class Emitter:
             return extent
         return self.call(torch.ops.aten.sym_size.int, (node, dim), like=node)
 
+    def round_up(self, extent: int | fx.Node, multiple: int, like: fx.Node) -> int | fx.Node:
+        """The next multiple: a number, or a node where shapes are dynamic."""
+        if isinstance(extent, int):
+            return -(-extent // multiple) * multiple
+        count = self.call(operator.floordiv, (self.call(operator.add, (extent, multiple - 1), like), multiple), like)
+        return self.call(operator.mul, (count, multiple), like)
+
+    def forget_dead(self) -> None:
+        """Reuse nothing that has left the graph: to be called after dead code was eliminated."""
+        alive = set(self.graph.nodes)
+        self._known = {key: node for key, node in self._known.items() if node in alive}
+
     def replace(self, old: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
         """Put target(*args) in the place of `old`, which is erased; shape and dtype must be the same."""
         with self.graph.inserting_before(old):

@@ -40,6 +40,12 @@ class Gemm:
     weight_is_b: bool = True  # fprop and dgrad: which operand is the weight
     gradient_is_a: bool = True  # wgrad: which operand is the gradient
 
+    def like(self, kind: str) -> fx.Node:
+        """The node whose metadata the work on an operand inherits: what is computed from forward values belongs to the
+        forward, even where only a wgrad reads it.
+        """
+        return self.node if kind == "gradient" or self.forward is None else self.forward.node
+
 
 @dataclass
 class Provenance:

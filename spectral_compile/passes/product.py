@@ -5,15 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from spectral_compile.graph.dataflow import is_transpose
-
 aten = torch.ops.aten
 spectral = torch.ops.spectral
 
 
 @dataclass(frozen=True)
 class Product:
-    """a [m, k] @ b [k, n] + left [m] (outer) right [n]; what is absent of the last term counts as ones, or as zero."""
+    """a [m, k] @ b [k, n] + left (outer) right, as `spectral::split_mm` has it."""
 
     a: fx.Node
     b: fx.Node
@@ -21,20 +19,11 @@ class Product:
     right: fx.Node | None = None
 
 
-def read_product(node: fx.Node) -> Product | None:
-    """The product that mm, addmm or split_mm computes; None where addmm adds more than one row."""
+def read_product(node: fx.Node) -> Product:
+    """The product that mm, addmm (of a bias) or split_mm computes."""
     if node.target is aten.mm.default:
         return Product(*node.args)  # type: ignore[arg-type]
     if node.target is spectral.split_mm.default:
         return Product(*node.args[:4])  # type: ignore[arg-type]
-    addend, a, b = node.args
-    assert isinstance(addend, fx.Node)
-    return Product(a, b, right=addend) if addend.meta["val"].dim() == 1 else None  # type: ignore[arg-type]
-
-
-def behind_transpose(node: fx.Node) -> tuple[fx.Node, bool]:
-    """The matrix behind any number of transposes, and whether an odd number stood before it."""
-    transposed = False
-    while is_transpose(node):
-        node, transposed = node.args[0], not transposed  # type: ignore[assignment]
-    return node, transposed
+    bias, a, b = node.args
+    return Product(a, b, right=bias)  # type: ignore[arg-type]

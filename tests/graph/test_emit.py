@@ -193,3 +193,43 @@ def test_selective_checkpointing_that_saves_products_saves_no_operands() -> None
     quantized = [node for node in forward if str(node.target) == "spectral.quantize.default"]
     assert quantized
     assert {node.meta["recompute"] for node in quantized} == {CheckpointPolicy.PREFER_RECOMPUTE}
+
+
+def test_rounding_up_a_number_adds_no_node() -> None:
+    graph, y = traced()
+    before = len(graph.nodes)
+    emit = Emitter(graph)
+    assert [emit.round_up(extent, 16, like=y) for extent in (0, 1, 16, 17)] == [0, 16, 16, 32]
+    assert len(graph.nodes) == before
+
+
+def test_rounding_up_a_symbol_is_done_in_the_graph() -> None:
+    seen = []
+
+    def keep(graph: fx.Graph, example: Any) -> None:
+        emit = Emitter(graph)
+        (x,) = [n for n in graph.find_nodes(op="placeholder") if isinstance(n.meta["val"], Tensor)]
+        rounded = emit.round_up(emit.size(x, 0), 16, like=x)
+        seen.append((int(rounded.meta["val"].node.hint), emit.round_up(emit.size(x, 0), 16, like=x) is rounded))
+
+    def backend(gm: fx.GraphModule, inputs: Any) -> Any:
+        keep(gm.graph, inputs)
+        return gm.forward
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiled = torch.compile(torch.relu, backend=aot_autograd(fw_compiler=backend), dynamic=True)
+    compiled(torch.randn(33, 5))
+    assert seen == [(48, True)]
+
+
+def test_dead_nodes_are_not_reused_once_they_are_forgotten() -> None:
+    graph, y = traced()
+    emit = Emitter(graph)
+    node = emit.call(convert, (y, torch.bfloat16), like=y)
+    assert emit.call(convert, (y, torch.bfloat16), like=y) is node
+    graph.eliminate_dead_code()
+    emit.forget_dead()
+    again = emit.call(convert, (y, torch.bfloat16), like=y)
+    assert again is not node
+    assert again in list(graph.nodes)

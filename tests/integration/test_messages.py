@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from spectral_compile import MeanCenter, Rule
+
 MISTAKES = {
     "unknown option 'recip' (did you mean 'recipe'?)": {"recip": "averis"},
     "unknown recipe 'avris' (did you mean 'averis'?)": {"recipe": "avris"},
@@ -67,7 +69,15 @@ def test_a_rule_that_matches_nothing_is_a_warning():
     torch._dynamo.reset()
     options = {"codegen": "eager", "exclude": ["lm_hed"]}
     model = torch.compile(nn.Linear(32, 32), backend="spectral", options=options)
-    with pytest.warns(UserWarning, match="exclude 'lm_hed' matches no layer of this graph"):
+    with pytest.warns(UserWarning, match="the rule for layers 'lm_hed' matches no layer of this graph"):
+        model(torch.randn(4, 32))
+
+
+def test_rules_are_a_warning_where_nothing_is_quantised():
+    torch._dynamo.reset()
+    options = {"codegen": "eager", "recipe": "none", "rules": [Rule(high_precision=True)], "passes": [MeanCenter()]}
+    model = torch.compile(nn.Linear(32, 32), backend="spectral", options=options)
+    with pytest.warns(UserWarning, match="rules have no effect: recipe 'none' quantises nothing"):
         model(torch.randn(4, 32))
 
 

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
-import spectral_compile
+from spectral_compile import MeanCenter, Operand, QuantizeFP4
 from spectral_compile.report.saved import saved_bytes
 from tests.integration.models import TinyLM, gradients, loss_and_gradients, tokens
 
-NEAREST = spectral_compile.QuantizeFP4(gradient_rounding="nearest")
+
+def quantizer(**settings):
+    """Without randomness, so that two runs can be compared."""
+    return QuantizeFP4(gradients=Operand(rounding="nearest"), **settings)
+
+
+NEAREST = quantizer()
 
 
 def difference(ours, reference):
@@ -46,10 +52,18 @@ def test_recipe_identity_agrees_with_inductor_to_rounding(model, inductor):
     assert difference(grads, inductor[1]) < 2e-6
 
 
-@pytest.mark.parametrize("recipe", ["nvfp4-plain", "averis"])
-def test_inductor_and_eager_codegen_compute_the_same(model, recipe):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"recipe": "nvfp4-plain", "passes": [NEAREST]},
+        {"recipe": "averis+hadamard", "passes": [NEAREST]},
+        {"recipe": "averis-mxfp4", "passes": [quantizer(format="mxfp4")]},
+        {"recipe": "averis", "passes": [NEAREST, MeanCenter(mode="paper")]},
+    ],
+    ids=str,
+)
+def test_inductor_and_eager_codegen_compute_the_same(model, options):
     """Same codes and scales; sums in another order. One flipped tie would show as 1e-3 or more."""
-    options = {"recipe": recipe, "passes": [NEAREST]}
     loss, grads = loss_and_gradients(model, tokens(), backend="spectral", options=options)
     loss_eager, eager = loss_and_gradients(model, tokens(), backend="spectral", options={**options, "codegen": "eager"})
     assert torch.allclose(loss, loss_eager, rtol=1e-6)
@@ -62,7 +76,7 @@ def test_a_dynamic_number_of_tokens_computes_the_same_through_inductor_as_eagerl
     results = {}
     for codegen in ("inductor", "eager"):
         torch._dynamo.reset()
-        options = {"recipe": "averis", "passes": [NEAREST], "codegen": codegen}
+        options = {"recipe": "averis+hadamard", "passes": [NEAREST], "codegen": codegen}
         step = torch.compile(model, backend="spectral", options=options)
         for batch in (4, 6, 1):  # the second makes it dynamic; 16 tokens are too few to centre
             model.zero_grad()

@@ -78,7 +78,11 @@ def test_batch_sizes_may_change_from_step_to_step(plans):
 
 def test_few_tokens_are_not_centred_even_where_the_graph_does_not_know_their_number():
     model = TinyLM()
-    step = compiled(model, recipe="averis", passes=[spectral_compile.QuantizeFP4(gradient_rounding="nearest")])
+    step = compiled(
+        model,
+        recipe="averis",
+        passes=[spectral_compile.QuantizeFP4(gradients=spectral_compile.Operand(rounding="nearest"))],
+    )
     for batch in (4, 6):  # the second call makes the batch size dynamic
         step(tokens(batch)).backward()
     model.zero_grad()
@@ -91,7 +95,7 @@ def test_few_tokens_are_not_centred_even_where_the_graph_does_not_know_their_num
         options={
             **EAGER,
             "recipe": "nvfp4-plain",
-            "passes": [spectral_compile.QuantizeFP4(gradient_rounding="nearest")],
+            "passes": [spectral_compile.QuantizeFP4(gradients=spectral_compile.Operand(rounding="nearest"))],
         },
     )
     for name, gradient in plain.items():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spectral_compile import MeanCenter, QuantizeFP4
+from spectral_compile import Hadamard, MeanCenter, Operand, QuantizeFP4
 from tests.capture import assert_close, calls, capture, compiled_eagerly, count, gradients
 
 BOTH = {"activations": True, "gradients": True}
@@ -58,22 +58,23 @@ def test_each_kind_alone(activations: bool, gradients_too: bool) -> None:
     assert_close(captured.gradients, gradients(model, model, x).gradients, 1e-5)
 
 
-@settings(max_examples=12)
+@settings(max_examples=20)
 @given(
     shape=st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(1, 40)),
+    mode=st.sampled_from(["hp", "requant", "paper"]),
     bias=st.booleans(),
     centred=st.sampled_from([BOTH, {"gradients": False}, {"activations": False}]),
     masked=st.sampled_from(["none", "some", "most", "all"]),
     min_rows=st.sampled_from([1, 32]),
 )
 def test_exact_but_for_rounding_on_any_shape(
-    shape: tuple[int, int, int], bias: bool, centred: dict[str, bool], masked: str, min_rows: int
+    shape: tuple[int, int, int], mode: str, bias: bool, centred: dict[str, bool], masked: str, min_rows: int
 ) -> None:
     tokens, features, out = shape
     model, x = nn.Linear(features, out, bias=bias), inputs(tokens, features)
     every = {"none": 1, "some": 2, "most": 13, "all": tokens + 1}[masked]
     kept = torch.arange(1, tokens + 1) % every == 0
-    passes = [MeanCenter(**centred, min_rows=min_rows)]
+    passes = [MeanCenter(**centred, mode=mode, min_rows=min_rows), Hadamard(gemms=[])]
     captured = capture(model, x, recipe="identity", passes=passes, loss=masking(kept))
     expected = gradients(model, model, x, loss=masking(kept))
     torch.testing.assert_close(captured.output, expected.output, rtol=1e-4, atol=2e-5)
@@ -103,7 +104,7 @@ def test_few_tokens_are_not_centred_and_the_plan_says_so() -> None:
 
 def test_with_unknown_token_counts_the_operator_decides() -> None:
     model = nn.Linear(24, 8)
-    nearest = [QuantizeFP4(gradient_rounding="nearest")]
+    nearest = [QuantizeFP4(gradients=Operand(rounding="nearest"))]
     compiled = compiled_eagerly(model, dynamic=True, passes=nearest)
     plain = compiled_eagerly(model, dynamic=True, recipe="nvfp4-plain", passes=nearest)
     few, many = inputs(tokens=20), inputs(tokens=50)

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import spectral_compile
-from spectral_compile import MeanCenter, QuantizeFP4
+from spectral_compile import MeanCenter, Operand, QuantizeFP4
 from spectral_compile.config import parse_options
-from spectral_compile.formats import Quantized, dequantize_nvfp4, quantize_nvfp4
+from spectral_compile.formats import Quantized, dequantize, quantize
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.pipeline import PassManager
 from tests.capture import Capture, assert_close, calls, capture, compiled_eagerly, count, gradients
 
-NEAREST = [QuantizeFP4(gradient_rounding="nearest")]
+NEAREST = [QuantizeFP4(gradients=Operand(rounding="nearest"))]
 
 
 def rounded(x: Tensor, tile_rows: int = 1) -> Tensor:
     """x [rows, cols] in NVFP4 with blocks along cols, and back."""
-    return dequantize_nvfp4(quantize_nvfp4(x, tile_rows=tile_rows), *x.shape)
+    return dequantize(quantize(x, tile_rows=tile_rows), "nvfp4", x.shape[1])
 
 
 class Reference(torch.autograd.Function):
@@ -114,11 +114,11 @@ def test_codes_and_scales_in_the_graph_are_the_formats_bit_for_bit(recipe: str, 
     if recipe == "averis":
         mean, mean_d = x.detach().sum(0) / tokens, d.sum(0) / (tokens - 1)
     expected = [
-        quantize_nvfp4(x.detach() - mean),
-        quantize_nvfp4(linear.weight.detach(), tile_rows=16),
-        quantize_nvfp4((x.detach() - mean).T),
-        quantize_nvfp4(d - (d != 0).any(1)[:, None] * mean_d),
-        quantize_nvfp4(d.T),  # with a zero row, the mean stays in: 1' (X - mean) = 0 takes care of it
+        quantize(x.detach() - mean),
+        quantize(linear.weight.detach(), tile_rows=16),
+        quantize((x.detach() - mean).T),
+        quantize(d - (d != 0).any(1)[:, None] * mean_d),
+        quantize(d.T),  # with a zero row, the mean stays in: 1' (X - mean) = 0 takes care of it
     ]
     inputs = {t.shape: t.detach() for t in (x, linear.weight, linear.bias, d)}
     seen = values_in(graph, {tuple(shape): value for shape, value in inputs.items()})
@@ -173,21 +173,21 @@ def test_fprop_and_dgrad_read_one_set_of_weight_codes_and_1x16_blocks_need_two()
     fprop, dgrad, _ = calls(graph, "spectral.scaled_mm")
     assert fprop.args[3:6] == dgrad.args[3:6]
     assert (fprop.args[12], dgrad.args[12]) == (True, False)  # stored along k of the one, along n of the other
-    passes = [QuantizeFP4(weight_tile=1)]
+    passes = [QuantizeFP4(weights=Operand(square=False))]
     assert count(capture(nn.Linear(32, 16), inputs(), passes=passes).final, "spectral.quantize") == 6
 
 
 def test_a_linear_called_twice_has_its_weight_quantised_once() -> None:
     layer = nn.Linear(32, 32)
     graph = capture(nn.Sequential(layer, nn.Tanh(), layer), inputs(), recipe="nvfp4-plain").final
-    assert len([node for node in calls(graph, "spectral.quantize") if node.args[6] == 16]) == 1
+    assert len([node for node in calls(graph, "spectral.quantize") if node.args[7] == 16]) == 1
 
 
 def test_the_activation_that_only_wgrad_reads_is_quantised_in_the_forward() -> None:
     graph = capture(nn.Linear(32, 16), inputs(), recipe="nvfp4-plain").final
-    tags = {node.args[5]: [] for node in calls(graph, "spectral.quantize")}
+    tags = {node.args[6]: [] for node in calls(graph, "spectral.quantize")}
     for node in calls(graph, "spectral.quantize"):
-        tags[node.args[5]].append((node.args[0].name[:7], node.meta["partitioner_tag"]))
+        tags[node.args[6]].append((node.args[0].name[:7], node.meta["partitioner_tag"]))
     assert sorted(tags[0]) == [("primals", "is_forward"), ("tangent", "is_backward")]
     assert sorted(tags[1]) == [("primals", "is_forward"), ("primals", "is_forward"), ("tangent", "is_backward")]
 
@@ -196,7 +196,7 @@ def test_only_gradients_are_rounded_stochastically_each_from_a_stream_of_its_own
     graph = capture(Attention(), inputs()).final
     seeded = [node for node in calls(graph, "spectral.quantize") if node.args[3] is not None]
     assert {node.meta["partitioner_tag"] for node in seeded} == {"is_backward"}
-    assert len(seeded) == len({node.args[7] for node in seeded}) == 6
+    assert len(seeded) == len({node.args[9] for node in seeded}) == 6
     assert len({node.args[3] for node in seeded}) == 1  # one seed input
     nearest = capture(Attention(), inputs(), passes=NEAREST).final
     assert all(node.args[3] is None for node in calls(nearest, "spectral.quantize"))
@@ -292,6 +292,28 @@ def test_identity_rounds_nothing_and_needs_no_seed() -> None:
 def test_one_by_sixteen_weight_blocks_and_uncentred_gradients_give_finite_gradients_near_the_exact_ones() -> None:
     linear, x = nn.Linear(32, 48), inputs()
     exact = gradients(linear, linear, x).gradients
-    for tile, rounding in ((1, "nearest"), (1, "stochastic"), (16, "stochastic")):
-        passes = [MeanCenter(gradients=False), QuantizeFP4(weight_tile=tile, gradient_rounding=rounding)]
+    for square, rounding in ((False, "nearest"), (False, "stochastic"), (True, "stochastic")):
+        quantizer = QuantizeFP4(weights=Operand(square=square), gradients=Operand(rounding=rounding))
+        passes = [MeanCenter(gradients=False), quantizer]
         assert_close(capture(linear, x, passes=passes).gradients, exact, 0.35)
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4-plain", "averis+hadamard", "mxfp4", "averis-mxfp4"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_one_bad_element_never_gives_a_silent_finite_result(recipe: str, poison: float) -> None:
+    linear, x = nn.Linear(64, 32), torch.randn(64, 64)
+    x[5, 40] = poison
+    captured = capture(linear, x.requires_grad_(), recipe=recipe)
+    assert not captured.output[5].isfinite().any()
+    assert not captured.gradients["weight"][:, 40].isfinite().any()
+    if recipe == "mxfp4":  # a block's scale is poisoned, not the tensor's
+        assert captured.output[torch.arange(64) != 5].isfinite().all()
+    else:
+        assert captured.output.isnan().any(1).all()
+
+
+def test_a_bad_gradient_poisons_what_is_computed_from_it() -> None:
+    linear, x = nn.Linear(64, 32), inputs(64, 64)
+    captured = capture(linear, x, recipe="nvfp4", loss=lambda y: y.sum() + y[3, 3] * float("inf"))
+    assert captured.gradients["weight"].isnan().all()
+    assert captured.gradients["input0"].isnan().all()

@@ -1,0 +1,121 @@
+"""The last rewrite on a CPU: products of codes become products on their carrier, and what follows becomes Inductor's.
+
+    scaled_mm(quantize(x), quantize(w))  ->  mm(round(x), round(w)) * amax_x / 2688 * amax_w / 2688 + left (outer) right
+
+Codes that leave the graph or come into it (they are saved for backward) stay codes, and `carry` makes values of them.
+The same values are multiplied by the same product and scaled in the same order. What it buys: no packing and unpacking
+in between; one search for the largest magnitude for both axes of a tensor; values that several products share; scales,
+bias and mean in one loop with what comes after.
+"""
+
+import functools
+import operator
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx
+
+from spectral_compile.formats import FORMATS
+from spectral_compile.formats.e2m1 import MAX
+from spectral_compile.formats.nvfp4 import FLT_MAX, SCALE_MAX
+from spectral_compile.graph.emit import Emitter
+from spectral_compile.passes.operand import transpose
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+spectral = torch.ops.spectral
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def to_carriers(graph: fx.Graph) -> None:
+    """Rewrite every `scaled_mm` of two FP4 operands on a CPU, in a graph that Inductor is about to compile."""
+    products = [node for node in graph.find_nodes(op="call_function", target=spectral.scaled_mm.default) if _fits(node)]
+    emit = Emitter(graph)
+    quantizers = graph.find_nodes(op="call_function", target=spectral.quantize.default)
+    kept = {node for node in quantizers if not _only_multiplied(node, set(products))}
+    _share_amax(emit, quantizers)
+    for node in products:
+        _lower(emit, node, kept)
+    graph.eliminate_dead_code()
+
+
+def _fits(node: fx.Node) -> bool:
+    formats: tuple[Any, ...] = node.args[13:15]
+    return all(format in FORMATS for format in formats) and node.meta["val"].device.type == "cpu"
+
+
+def _only_multiplied(quantizer: fx.Node, products: set[fx.Node]) -> bool:
+    """Whether a quantiser's results go into these products and nowhere else."""
+    return all(user in products for result in quantizer.users for user in result.users)
+
+
+def _share_amax(emit: Emitter, quantizers: list[fx.Node]) -> None:
+    """Quantisations of one tensor along both axes look for the same largest magnitude: it is looked for once."""
+    plain = [node for node in quantizers if _has_tensor_scale(node.args[4]) and not node.args[8]]  # no Hadamard
+    readers = Counter(node.args[:3] for node in plain)
+    for node in plain:
+        if readers[node.args[:3]] > 1:
+            node.args = (*node.args[:10], emit.call(spectral.amax.default, node.args[:3], like=node))
+
+
+def _has_tensor_scale(format: Any) -> bool:
+    return format in FORMATS and FORMATS[format].tensor_scale is not None
+
+
+def _lower(emit: Emitter, node: fx.Node, kept: set[fx.Node]) -> None:
+    """One scaled_mm: [m, n] = A B' * scales + left (outer) right."""
+    arguments: tuple[Any, ...] = node.args
+    *stored, left, right, m, n, k, a_k_last, b_k_last, a_format, b_format, carrier, out_dtype = arguments
+    dtype = _DTYPES[carrier] if out_dtype == torch.bfloat16 else torch.float32  # a product's results are of its type
+    a, a_scale = _operand(emit, stored[:3], a_format, (m, k) if a_k_last else (k, m), dtype, kept)
+    b, b_scale = _operand(emit, stored[3:], b_format, (n, k) if b_k_last else (k, n), dtype, kept)
+    matrices = (transpose(emit, a, not a_k_last), transpose(emit, b, b_k_last))
+
+    value = emit.call(aten.mm.default, matrices, like=node)
+    value = emit.call(prims.convert_element_type.default, (value, torch.float32), like=node)
+    for scale in (a_scale, b_scale):  # one by one: their product may underflow
+        value = value if scale is None else emit.call(aten.mul.Tensor, (value, scale), like=node)
+    if right is not None:
+        value = emit.call(aten.add.Tensor, (value, _low_rank(emit, left, right, node)), like=node)
+    emit.replace(node, prims.convert_element_type.default, (value, out_dtype))
+
+
+def _operand(
+    emit: Emitter, stored: list[Any], format: str, shape: tuple[Any, Any], dtype: torch.dtype, kept: set[fx.Node]
+) -> tuple[fx.Node, fx.Node | None]:
+    """What the carrier multiplies, as the codes are stored, and what the product is scaled by."""
+    codes, scales, amax = stored
+    quantizer = codes.args[0] if codes.target is operator.getitem else None
+    if quantizer is None or quantizer.target is not spectral.quantize.default or quantizer in kept:
+        values = emit.call(spectral.carry.default, (codes, scales, format, *shape, dtype), like=codes)
+    else:
+        arguments = (*quantizer.args[:10], dtype, *quantizer.args[10:])
+        values, amax = emit.outputs(emit.call(spectral.round.default, arguments, like=quantizer), 2)
+        values = transpose(emit, values, quantizer.args[6] == 0)
+    if not _has_tensor_scale(format):
+        return values, None
+    least = emit.call(aten.clamp_min.default, (amax, SCALE_MAX * MAX / FLT_MAX), like=amax)
+    return values, emit.call(aten.div.Tensor, (least, SCALE_MAX * MAX), like=amax)
+
+
+def _low_rank(emit: Emitter, left: fx.Node | None, right: fx.Node, like: fx.Node) -> fx.Node:
+    """left (outer) right, summed in order."""
+    if right.meta["val"].dim() == 1:
+        if left is None:
+            return right
+        return emit.call(aten.mul.Tensor, (emit.call(aten.unsqueeze.default, (left, 1), like=like), right), like=like)
+    assert left is not None
+    terms = [
+        emit.call(
+            aten.mul.Tensor,
+            (
+                emit.call(aten.slice.Tensor, (left, 1, r, r + 1), like=like),
+                emit.call(aten.slice.Tensor, (right, 0, r, r + 1), like=like),
+            ),
+            like=like,
+        )
+        for r in range(right.meta["val"].shape[0])
+    ]
+    return functools.reduce(lambda a, b: emit.call(aten.add.Tensor, (a, b), like=like), terms)

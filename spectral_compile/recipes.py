@@ -1,0 +1,145 @@
+"""The settings of passes, rules for single GEMMs, and the recipes, which are named sets of both."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import field
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from spectral_compile.validation import settings
+
+Kind = Literal["activation", "weight", "gradient"]
+GemmRole = Literal["fprop", "dgrad", "wgrad"]
+FormatName = Literal["nvfp4", "mxfp4", "identity"]
+Rounding = Literal["nearest", "stochastic"]
+MeanMode = Literal["hp", "requant", "paper"]
+
+ROLES: tuple[GemmRole, ...] = ("fprop", "dgrad", "wgrad")
+KINDS: tuple[Kind, ...] = ("activation", "weight", "gradient")
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Roles = Annotated[tuple[GemmRole, ...], BeforeValidator(_as_tuple)]
+_ROLES_EXPECTED = {"expected": f"a list of {', '.join(map(repr, ROLES))}"}
+
+
+@settings
+class MeanCenter:
+    """Take the token mean out of activations and of gradients before they are quantised (Averis), and add the product
+    of the mean with the other operand back.
+
+    mode: "hp" keeps the mean in fp32 and multiplies it with the other operand in its own precision; "requant" takes
+    out the mean rounded to the operand's format, so that its product is one of rounded operands; "paper" takes out the
+    mean and adds back products of the rounded mean, as published. min_rows: with fewer tokens nothing is centred, as
+    the mean would carry most of the operand past the quantiser.
+    """
+
+    activations: bool = True
+    gradients: bool = True
+    mode: MeanMode = "hp"
+    min_rows: Annotated[int, Field(ge=1)] = field(default=32, metadata={"expected": "a number of tokens, 1 or more"})
+
+
+@settings
+class Hadamard:
+    """Transform both operands of these GEMMs along the axis that they contract, in groups of 16, with fixed signs: the
+    product is the same, but an outlier is spread over 16 values before they are rounded.
+    """
+
+    gemms: Roles = field(default=("wgrad",), metadata=_ROLES_EXPECTED)
+
+
+@settings
+class Operand:
+    """How one kind of operand is rounded. What is None is left to the next that has a say: a rule, then the pass, then
+    what suits the kind and the format.
+
+    format: "identity" leaves the operand in its own precision. rounding: gradients are rounded stochastically unless
+    told otherwise. scale: how block scales are chosen, "amax", "headroom" or "four_six" for nvfp4, "floor", "ceil",
+    "rceil" or "even" for mxfp4. square: blocks as high as they are wide, so that a weight has the same codes in fprop
+    and dgrad; else blocks of one row. center: whether MeanCenter takes the operand's mean out.
+    """
+
+    format: FormatName | None = None
+    rounding: Rounding | None = None
+    scale: Literal["amax", "headroom", "four_six", "floor", "ceil", "rceil", "even"] | None = None
+    square: bool | None = None
+    center: bool | None = None
+
+
+_OPERAND_EXPECTED = {"expected": "an Operand(...)"}
+
+
+@settings
+class QuantizeFP4:
+    """Quantise both operands of fprop, dgrad and wgrad, with blocks along the axis that each product contracts.
+
+    format: of all operands that name none. "identity" rewrites everything and rounds nothing.
+    """
+
+    format: FormatName = "nvfp4"
+    activations: Operand = field(default=Operand(), metadata=_OPERAND_EXPECTED)
+    weights: Operand = field(default=Operand(), metadata=_OPERAND_EXPECTED)
+    gradients: Operand = field(default=Operand(), metadata=_OPERAND_EXPECTED)
+
+
+@settings
+class Rule:
+    """What is different for the GEMMs of some layers. Of several rules the first that matches a GEMM counts, alone.
+
+    layers: a regular expression, searched in a layer's path; empty for all. last_blocks: instead, the last so many of
+    the graph's numbered blocks ("layers.30", "layers.31"), or a share of them between 0 and 1.
+    gemms: the GEMMs of those layers that are meant. high_precision: leave them as they are. The rest is as for
+    QuantizeFP4 and Hadamard, of which it takes the place.
+    """
+
+    layers: str = ""
+    last_blocks: int | float | None = field(default=None, metadata={"expected": "a number of blocks, or a share"})
+    gemms: Roles = field(default=ROLES, metadata=_ROLES_EXPECTED)
+    high_precision: bool = False
+    format: FormatName | None = None
+    activations: Operand = field(default=Operand(), metadata=_OPERAND_EXPECTED)
+    weights: Operand = field(default=Operand(), metadata=_OPERAND_EXPECTED)
+    gradients: Operand = field(default=Operand(), metadata=_OPERAND_EXPECTED)
+    hadamard: bool | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise ValueError(f"{self.layers!r} is not a regular expression: {error}") from None
+        blocks = self.last_blocks
+        if blocks is None:
+            return
+        if self.layers:
+            raise ValueError("layers and last_blocks both say which layers are meant: give one of them")
+        if not (0 < blocks < 1 if isinstance(blocks, float) else blocks >= 1):
+            raise ValueError(f"last_blocks is a number of 1 or more, or a share between 0 and 1, not {blocks!r}")
+
+    def __str__(self) -> str:
+        """Which GEMMs are meant, for messages."""
+        what = "" if self.gemms == ROLES else f"{', '.join(self.gemms)} of "
+        if self.last_blocks is None:
+            return what + (f"layers {self.layers!r}" if self.layers else "all layers")
+        return what + ("the last block" if self.last_blocks == 1 else f"the last {self.last_blocks} blocks")
+
+
+PassConfig = MeanCenter | Hadamard | QuantizeFP4
+
+RECIPES: Mapping[str, tuple[PassConfig, ...]] = MappingProxyType(
+    {
+        "none": (),  # Inductor as it is
+        "identity": (MeanCenter(), Hadamard(), QuantizeFP4(format="identity")),  # the whole rewrite, no rounding
+        "nvfp4-plain": (QuantizeFP4(),),
+        "nvfp4": (Hadamard(), QuantizeFP4()),  # as NVIDIA published it (Pretraining LLMs with NVFP4, 2025)
+        "averis": (MeanCenter(), QuantizeFP4()),  # as published, but for the mean in high precision
+        "averis+hadamard": (MeanCenter(), Hadamard(), QuantizeFP4()),
+        "mxfp4": (QuantizeFP4(format="mxfp4"),),
+        "averis-mxfp4": (MeanCenter(), QuantizeFP4(format="mxfp4")),
+    }
+)
