@@ -8,13 +8,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo spread test lint types pytest slow clean
+.PHONY: demo evidence test lint types pytest slow clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
 
-spread: $(VENV)/.demo  ## evidence beyond one seed: rounding seeds branch from one checkpoint
-	$(BIN)/python -m examples.spread $(ARGS)
+evidence: $(VENV)/.demo  ## which recipe should be the default: every recipe, several seeds, from one checkpoint
+	$(BIN)/python -m examples.evidence $(ARGS)
 
 test: lint types pytest
 
@@ -31,6 +31,10 @@ pytest: $(VENV)/.dev
 slow: $(VENV)/.dev  ## what takes minutes: left out of `make test`
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+.PHONY: bench
+bench: $(VENV)/.bench  ## a training step's time and memory against bf16 and other quantisers
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -40,6 +44,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[bench]"
 	touch $@
 
 clean:

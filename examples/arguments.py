@@ -1,4 +1,4 @@
-"""The command line that the demo and the spread have in common."""
+"""The command line that the demo and the evidence have in common."""
 
 import argparse
 from pathlib import Path
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--arms",
             default="bf16,nvfp4-plain,averis",
-            help="bf16, recipes of the spectral backend",
+            help="bf16, recipes of the spectral backend, <recipe>/last-<n>: with the last n blocks in high precision",
         )
         self.add_argument("--out", type=Path, default=Path(out), help="folder for the results")
 

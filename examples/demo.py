@@ -21,10 +21,11 @@ from rich.progress import (
 )
 
 from examples.arguments import Parser, training_config
+from examples.arms import Arm, parse_arms
 from examples.corpus import Corpus, load_corpus
 from examples.picture import draw_curves
 from examples.results import ArmResult, Run
-from examples.training import Arm, Batch, Trainer, TrainingConfig, parse_arms
+from examples.training import Batch, Trainer, TrainingConfig
 
 INTERRUPTED = 130  # a shell's exit code for Ctrl-C
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("Train one GPT several ways from the same start and compare the losses.", out="runs/demo")
     args = parser.parse_args(arguments)
     try:
-        config, arms, corpus = training_config(args), parse_arms(args.arms), load_corpus()
+        config, corpus = training_config(args), load_corpus()
+        arms = parse_arms(args.arms, config.model.layers)
         held_out = config.held_out_batches(corpus)  # also checks that a context fits into the text
     except (ValueError, OSError) as error:
         parser.error(str(error))

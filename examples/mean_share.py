@@ -1,6 +1,7 @@
-"""How much of each linear layer's input is its mean over tokens: the part that mean removal takes out."""
+"""How much of each linear layer's input, and of its output's gradient, is the token mean, which mean removal takes."""
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,38 +15,58 @@ from examples.training import Batch
 
 @dataclass(frozen=True)
 class MeanShare:
-    """Of one layer's input X [tokens, features] with token mean mu [features].
+    """Of one layer's input X [tokens, features], and of its output's gradient, with token mean mu [features].
 
-    share: R = |mu| / sqrt(E|X|^2 / N) of "The Curse and Blessing of Mean Bias in FP4-Quantized LLM Training"
-    (Averis). |X| is read as the Frobenius norm and N as the number of tokens: the denominator is the root
-    mean square length of a token's vector, R lies in 0 .. 1, and R^2 is the share of the input's energy that
-    is in the rank-one matrix 1 mu.
+    input, gradient: R = |mu| / sqrt(E|X|^2 / N) of "The Curse and Blessing of Mean Bias in FP4-Quantized LLM
+    Training" (Averis). |X| is read as the Frobenius norm and N as the number of tokens: the denominator is the
+    root mean square length of a token's vector, R lies in 0 .. 1, and R^2 is the share of the energy that is in
+    the rank-one matrix 1 mu.
     """
 
     name: str
-    share: float
+    input: float
+    gradient: float
 
-    @property
-    def to_deviation(self) -> float:
-        """|mu| over the length of the per-feature standard deviations: R / sqrt(1 - R^2); 0 .. infinity."""
-        rest = 1 - self.share**2
-        return self.share / rest**0.5 if rest > 0 else float("inf")
+
+def to_deviation(share: float) -> float:
+    """|mu| over the length of the per-feature standard deviations: R / sqrt(1 - R^2); 0 .. infinity."""
+    rest = 1 - share**2
+    return share / rest**0.5 if rest > 0 else float("inf")
 
 
 def mean_shares(config: GPTConfig, weights: Mapping[str, Any], batches: Sequence[Batch]) -> list[MeanShare]:
-    """The mean's share in the input of every linear layer of a GPT with these weights, over all the tokens.
+    """The means' shares at every linear layer of a GPT with these weights, over all the tokens.
 
     Runs a model of its own, eagerly and in fp32: hooks on a compiled model would make it compile again.
     """
     model = GPT(config)
     model.load_state_dict(weights)
-    moments = {name: Moments() for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for name, moment in moments.items():
-        model.get_submodule(name).register_forward_pre_hook(partial(_record, moment))
-    with torch.no_grad():
-        for tokens, _ in batches:
-            model(tokens)
-    return [MeanShare(name, moment.share()) for name, moment in moments.items()]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inputs, gradients = {name: Moments() for name in names}, {name: Moments() for name in names}
+    for name in names:
+        model.get_submodule(name).register_forward_hook(partial(_record, inputs[name], gradients[name]))
+    for tokens, targets in batches:
+        model(tokens, targets).backward()
+    return [MeanShare(name, inputs[name].share(), gradients[name].share()) for name in names]
+
+
+def pool(shares: Sequence[MeanShare]) -> dict[str, MeanShare]:
+    """By kind of layer: the root mean square of R over the blocks.
+
+    So a kind's R^2 is the mean share of energy in a block, whatever the blocks' scales: FP4's scales follow them.
+    """
+    kinds: dict[str, list[MeanShare]] = {}
+    for share in shares:
+        kinds.setdefault(kind_of(share.name), []).append(share)
+    return {
+        kind: MeanShare(kind, _root_mean_square(s.input for s in same), _root_mean_square(s.gradient for s in same))
+        for kind, same in kinds.items()
+    }
+
+
+def kind_of(layer: str) -> str:
+    """What a layer is called in every block: "q_proj" of "layers.0.attention.q_proj"."""
+    return layer.rpartition(".")[2]
 
 
 class Moments:
@@ -58,7 +79,7 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """x [..., features]: every leading index is a token."""
-        x = x.flatten(0, -2).double()
+        x = x.detach().flatten(0, -2).double()
         self.total = self.total + x.sum(0)
         self.energy += x.square().sum().item()
         self.count += len(x)
@@ -68,5 +89,10 @@ class Moments:
         return mean.norm().item() / (self.energy / self.count) ** 0.5
 
 
-def _record(moments: Moments, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    moments.add(inputs[0])
+def _record(forward: Moments, backward: Moments, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    forward.add(inputs[0])
+    output.register_hook(backward.add)
+
+
+def _root_mean_square(values: Iterable[float]) -> float:
+    return statistics.fmean(value**2 for value in values) ** 0.5

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from examples.arms import BF16
 from examples.corpus import Corpus
-from examples.training import BF16, TrainingConfig
+from examples.training import TrainingConfig
 
 BASELINE = BF16.name  # the arm that gaps are measured against, where it ran
 

@@ -1,4 +1,4 @@
-"""What the demo and the spread share: a training configuration, the arms to compare, and a model that trains.
+"""What the demo and the evidence share: a training configuration, and a model that trains.
 
 Every arm sees the same initial weights, batches and learning rates; only the compiler backend differs.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import spectral_compile  # for measuring and for rounding seeds only: the backend is found by its name
+from examples.arms import Arm
 from examples.corpus import Corpus, batches
 from examples.gpt import GPT, GPTConfig
 from spectral_compile.report.saved import saved_bytes
@@ -72,40 +72,6 @@ class TrainingConfig:
         return list(itertools.islice(endless, self.validation_batches))
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to compile the model: a name, and what `torch.compile` is given."""
-
-    name: str
-    backend: str
-    options: dict[str, Any] | None = None
-
-    def seed_rounding(self, seed: int) -> None:
-        """Restart the random numbers of stochastic rounding."""
-        if self.backend == "spectral":
-            spectral_compile.manual_seed(seed)
-
-
-BF16 = Arm("bf16", "inductor")
-
-
-def parse_arms(names: str) -> list[Arm]:
-    """Arms of a comma list: "bf16" is Inductor, every other name a recipe of the spectral backend.
-
-    Raises `ValueError` for an empty list, an unknown name, or where the package is not installed.
-    """
-    unique = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    known = [BF16.name, *spectral_compile.RECIPES]
-    if not unique:
-        raise ValueError(f"arms: name at least one of {', '.join(known)}")
-    for name in unique:
-        if name not in known:
-            raise ValueError(f"unknown arm {name!r}; arms are {', '.join(known)}")
-    if unique != [BF16.name] and "spectral" not in torch.compiler.list_backends():
-        raise ValueError("torch.compile finds no backend 'spectral': install the package, pip install -e .")
-    return [BF16 if name == BF16.name else Arm(name, "spectral", {"recipe": name}) for name in unique]
-
-
 class Trainer:
     """A GPT compiled for one arm: bf16 autocast over fp32 parameters, AdamW, clipped gradients."""
 
@@ -149,6 +115,17 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the blocks' matrices on one batch, unclipped and by layer path; nothing is trained.
+
+        Each fp32 [out features, in features]. The head and the embedding are not in a block.
+        """
+        self.model.train()
+        modules = self.model.layers.named_modules(prefix="layers")
+        weights = {name: module.weight for name, module in modules if isinstance(module, nn.Linear)}
+        found = torch.autograd.grad(self._loss(batch), list(weights.values()))
+        return dict(zip(weights, found, strict=True))
 
     @torch.no_grad()
     def validate(self, held_out: list[Batch]) -> float:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from examples import demo
+from examples.arms import Arm
 from examples.corpus import Corpus, batches, is_validation, load_corpus, text_files
 from examples.gpt import GPT, GPTConfig
 from examples.picture import draw_curves
 from examples.results import ArmResult, Run, smooth
-from examples.training import Arm, Trainer, TrainingConfig, parse_arms
+from examples.training import Trainer, TrainingConfig
 
 TINY = ["--steps", "6", "--dim", "16", "--layers", "1", "--heads", "2", "--context", "16", "--batch", "2"]
 CHEAP = [Arm("bf16", "eager"), Arm("copy", "eager")]
@@ -23,7 +24,7 @@ CHEAP = [Arm("bf16", "eager"), Arm("copy", "eager")]
 
 @pytest.fixture
 def cheap_arms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "parse_arms", lambda names: CHEAP)
+    monkeypatch.setattr(demo, "parse_arms", lambda names, layers: CHEAP)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,7 @@ def test_trainer_goes_back_to_a_state(corpus: Corpus) -> None:
         (["--context", "999999999"], "context of 999999999"),
         (["--arms", ","], "name at least one"),
         (["--arms", "bf16,no-such-recipe"], "unknown arm 'no-such-recipe'"),
+        (["--layers", "2", "--arms", "averis/last-3"], "the model has 2 blocks"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -174,10 +176,6 @@ def test_bad_arguments_are_one_line_and_exit_code_2(
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-
-
-def test_arms_are_inductor_and_recipes() -> None:
-    assert parse_arms("bf16, bf16") == [Arm("bf16", "inductor")]
 
 
 @pytest.mark.usefixtures("cheap_arms")
