@@ -1,4 +1,4 @@
-"""spectral::quantize on the CPU against its reference: no byte of codes, scales or amax may differ."""
+"""spectral::quantize, round and amax on the CPU against their references: no bit may differ."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from spectral_compile.formats import FORMATS
 from spectral_compile.ops.quantize import quantize as reference
+from spectral_compile.ops.round import amax as reference_amax
+from spectral_compile.ops.round import round as reference_round
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -53,6 +55,28 @@ def assert_as_reference(case: Case) -> None:
     for name, a, b in zip(("codes", "scales", "amax"), case.quantized(), reference(*case.arguments()), strict=True):
         assert a.is_contiguous(), name
         assert same_bits(a, b), name
+    assert_rounds_as_reference(case)
+
+
+def assert_rounds_as_reference(case: Case) -> None:
+    """Values in both types, with the largest magnitude looked for and given."""
+    x, mean, rows, *_ = arguments = case.arguments()
+    known = None if case.hadamard or case.format == "mxfp4" else torch.ops.spectral.amax(x, mean, rows)
+    if known is not None:
+        assert same_bits(known, reference_amax(x, mean, rows))
+        assert same_bits(torch.ops.spectral.quantize(*arguments, known)[0], case.quantized()[0])
+    for dtype in (torch.bfloat16, torch.float32):
+        values, largest = torch.ops.spectral.round(*arguments, dtype, known)
+        expected, expected_largest = reference_round(*arguments, dtype)
+        assert values.is_contiguous()
+        assert same_but_nans_bits(values, expected)
+        assert same_bits(largest, expected_largest)
+
+
+def same_but_nans_bits(a: Tensor, b: Tensor) -> bool:
+    """As `same_bits`, where any NaN is like any other: 0 * NaN has no sign of its own."""
+    there = ~a.isnan()
+    return torch.equal(a.isnan(), b.isnan()) and same_bits(a[there], b[there])
 
 
 def values(rows: int, cols: int, kind: str, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
