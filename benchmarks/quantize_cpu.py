@@ -49,28 +49,46 @@ def main() -> None:
     Console(width=130).print(table)
 
 
+# Name, axis (1: features, which are contiguous; 0: tokens), format, scale rule, tile_rows; what else is asked for.
+QUANTISERS = (
+    ("NVFP4 along features", 1, "nvfp4", "amax", 1, ()),
+    ("... centred", 1, "nvfp4", "amax", 1, ("centred",)),
+    ("... stochastic, centred", 1, "nvfp4", "amax", 1, ("centred", "stochastic")),
+    ("... four_six", 1, "nvfp4", "four_six", 1, ()),
+    ("... 16 x 16", 1, "nvfp4", "amax", 16, ()),
+    ("... 16 x 16, four_six", 1, "nvfp4", "four_six", 16, ()),
+    ("NVFP4 along tokens", 0, "nvfp4", "amax", 1, ()),
+    ("... stochastic, centred", 0, "nvfp4", "amax", 1, ("centred", "stochastic")),
+    ("... four_six", 0, "nvfp4", "four_six", 1, ()),
+    ("... Hadamard", 0, "nvfp4", "amax", 1, ("hadamard",)),
+    ("... Hadamard, stochastic, centred", 0, "nvfp4", "amax", 1, ("hadamard", "centred", "stochastic")),
+    ("MXFP4 along features", 1, "mxfp4", "floor", 1, ()),
+    ("... stochastic, centred", 1, "mxfp4", "floor", 1, ("centred", "stochastic")),
+    ("... 32 x 32", 1, "mxfp4", "floor", 32, ()),
+    ("MXFP4 along tokens", 0, "mxfp4", "floor", 1, ()),
+    ("... stochastic, centred", 0, "mxfp4", "floor", 1, ("centred", "stochastic")),
+    ("... Hadamard, stochastic, centred", 0, "mxfp4", "floor", 1, ("hadamard", "centred", "stochastic")),
+)
+
+
 def cases(x: Tensor) -> Iterator[tuple[str, int, Thunk]]:
     """Name, bytes read and call of each kernel, on x [tokens, features]."""
     mean, rows, seed = x.float().mean(0), torch.ones(x.shape[0]), torch.tensor([1])
-    for axis in (1, 0):
-        for tile_rows, mu, key, name in (
-            (1, None, None, "1 x 16, nearest"),
-            (1, mean, None, "1 x 16, nearest, centred"),
-            (1, None, seed, "1 x 16, stochastic"),
-            (1, mean, seed, "1 x 16, stochastic, centred"),
-            (16, None, None, "16 x 16, nearest"),
-        ):
-            arguments = (x, mu, None if mu is None else rows, key, "nvfp4", axis, tile_rows, 1)
-            yield f"quantize axis {axis}, {name}", x.nbytes, lambda a=arguments: kernels.quantize(*a)
+    for name, axis, format, scale, tile_rows, extras in QUANTISERS:
+        centre = (mean, rows) if "centred" in extras else (None, None)
+        key = seed if "stochastic" in extras else None
+        arguments = (x, *centre, key, format, scale, axis, tile_rows, "hadamard" in extras, 1)
+        yield name, x.nbytes, lambda a=arguments: kernels.quantize(*a)
     yield "token_mean", x.nbytes, lambda: kernels.token_mean(x, 2)
     yield "token_mean_nonzero", x.nbytes, lambda: kernels.token_mean_nonzero(x, 2)
 
-    codes, scales, _ = kernels.quantize(x, None, None, None, "nvfp4", 1, 1, 0)
     library = kernels.library()
-    for dtype in (torch.bfloat16, torch.float32):
-        arguments = (library, codes, scales, *x.shape, 1.0, dtype)
-        # Reads a quarter of what it writes: compared with a copy of what it writes.
-        yield f"values in {dtype}", x.numel() * dtype.itemsize, lambda a=arguments: kernels._values(*a)
+    for format, scale in (("nvfp4", "amax"), ("mxfp4", "floor")):
+        codes, scales, _ = kernels.quantize(x, None, None, None, format, scale, 1, 1, False, 0)
+        for dtype in (torch.bfloat16, torch.float32):
+            arguments = (library, codes, scales, format, *x.shape, 1.0, dtype)
+            # Reads a quarter of what it writes: compared with a copy of what it writes.
+            yield f"{format} to {dtype}", x.numel() * dtype.itemsize, lambda a=arguments: kernels._values(*a)
 
 
 def take_turns(first: Thunk, second: Thunk, rounds: int) -> tuple[list[float], list[float]]:

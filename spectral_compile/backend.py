@@ -147,7 +147,7 @@ def _device(inputs: Sequence[Any]) -> torch.device:
 
 
 def _warn_of_rules_without_effect(options: Options, facts: GraphFacts) -> None:
-    rules = options.all_rules()
+    rules = options.own_rules()
     if rules and options.find(QuantizeFP4) is None:
         warnings.warn(f"spectral: rules have no effect: recipe {options.recipe!r} quantises nothing", stacklevel=2)
         return

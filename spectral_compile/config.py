@@ -15,7 +15,7 @@ from spectral_compile.errors import SpectralValueError
 from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, PassConfig, QuantizeFP4, Rule
 from spectral_compile.validation import check_name, settings
 
-DEFAULT_RECIPE = "averis"
+DEFAULT_RECIPE = "auto"
 
 _Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4)
 _PASSES = ", ".join(f"{kind.__name__}(...)" for kind in get_args(PassConfig))
@@ -48,12 +48,16 @@ class Options:
 
     def resolved(self) -> tuple[PassConfig, ...]:
         """The passes to run: the recipe's, each replaced by one of the same class in `passes`, then the rest."""
-        chosen: dict[type, PassConfig] = {type(p): p for p in RECIPES[self.recipe]}
+        chosen: dict[type, PassConfig] = {type(p): p for p in RECIPES[self.recipe] if not isinstance(p, Rule)}
         chosen.update({type(p): p for p in self.passes})
         return tuple(chosen.values())
 
     def all_rules(self) -> tuple[Rule, ...]:
-        """Rules in the order in which they are tried; a pattern in `exclude` is one as well."""
+        """Rules in the order in which they are tried: the user's own, then the recipe's."""
+        return (*self.own_rules(), *(rule for rule in RECIPES[self.recipe] if isinstance(rule, Rule)))
+
+    def own_rules(self) -> tuple[Rule, ...]:
+        """The user's rules; a pattern in `exclude` is one as well."""
         return (*(Rule(layers=pattern, high_precision=True) for pattern in self.exclude), *self.rules)
 
     def find(self, kind: type[_Pass]) -> _Pass | None:

@@ -93,7 +93,8 @@ class Rule:
     """What is different for the GEMMs of some layers. Of several rules the first that matches a GEMM counts, alone.
 
     layers: a regular expression, searched in a layer's path; empty for all. last_blocks: instead, the last so many of
-    the graph's numbered blocks ("layers.30", "layers.31"), or a share of them between 0 and 1.
+    the graph's blocks, which are what is numbered and has layers inside ("layers.31", not the layers of an
+    nn.Sequential), or a share of them between 0 and 1, rounded.
     gemms: the GEMMs of those layers that are meant. high_precision: leave them as they are. The rest is as for
     QuantizeFP4 and Hadamard, of which it takes the place.
     """
@@ -131,12 +132,14 @@ class Rule:
 
 PassConfig = MeanCenter | Hadamard | QuantizeFP4
 
-RECIPES: Mapping[str, tuple[PassConfig, ...]] = MappingProxyType(
+RECIPES: Mapping[str, tuple[PassConfig | Rule, ...]] = MappingProxyType(
     {
+        "auto": (QuantizeFP4(), Rule(last_blocks=0.15, high_precision=True)),  # docs/recipes.md: what was measured
         "none": (),  # Inductor as it is
         "identity": (MeanCenter(), Hadamard(), QuantizeFP4(format="identity")),  # the whole rewrite, no rounding
         "nvfp4-plain": (QuantizeFP4(),),
         "nvfp4": (Hadamard(), QuantizeFP4()),  # as NVIDIA published it (Pretraining LLMs with NVFP4, 2025)
+        "four-six": (QuantizeFP4(activations=Operand(scale="four_six")),),  # the rule with the least error
         "averis": (MeanCenter(), QuantizeFP4()),  # as published, but for the mean in high precision
         "averis+hadamard": (MeanCenter(), Hadamard(), QuantizeFP4()),
         "mxfp4": (QuantizeFP4(format="mxfp4"),),

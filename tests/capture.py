@@ -98,8 +98,9 @@ def capture(
 
 
 def compiled_eagerly(model: Any, dynamic: bool | None = None, **options: Any) -> Any:
-    """torch.compile with this backend, run operator by operator."""
-    return torch.compile(model, backend="spectral", dynamic=dynamic, options={"codegen": "eager", **options})
+    """torch.compile with this backend, run operator by operator; with mean removal, unless told otherwise."""
+    options = {"codegen": "eager", "recipe": "averis", **options}
+    return torch.compile(model, backend="spectral", dynamic=dynamic, options=options)
 
 
 def gradients(

@@ -86,7 +86,8 @@ def test_passes_refuse_bad_settings_with_a_value_error_that_names_them(kind: typ
 @pytest.mark.parametrize("nothing", [None, {}])
 def test_no_options_mean_the_default_recipe(nothing: dict[str, Any] | None) -> None:
     assert parse_options(nothing) == Options()
-    assert Options().resolved() == (MeanCenter(), QuantizeFP4())
+    assert Options().resolved() == (QuantizeFP4(),)
+    assert Options().all_rules() == (Rule(last_blocks=0.15, high_precision=True),)
 
 
 def test_lists_single_patterns_and_dicts_are_taken_and_frozen() -> None:
@@ -107,7 +108,8 @@ def test_patterns_to_exclude_are_rules_before_all_others() -> None:
     parsed = parse_options({"exclude": ["head", "gate"], "rules": [rule]})
     assert parsed.rules == (rule,)
     first, second = (Rule(layers=pattern, high_precision=True) for pattern in ("head", "gate"))
-    assert parsed.all_rules() == (first, second, rule)
+    assert parsed.own_rules() == (first, second, rule)
+    assert parsed.all_rules() == (first, second, rule, *Options().all_rules())
 
 
 def test_settings_that_do_not_go_together_are_refused_with_the_rule_that_asks() -> None:
@@ -126,7 +128,8 @@ def test_what_the_user_wrote_is_not_changed() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_parses_to_its_passes(recipe: str) -> None:
-    assert parse_options({"recipe": recipe}).resolved() == RECIPES[recipe]
+    parsed = parse_options({"recipe": recipe})
+    assert (*parsed.resolved(), *parsed.all_rules()) == RECIPES[recipe]
 
 
 def test_a_pass_replaces_the_recipes_pass_of_its_class_in_place() -> None:

@@ -45,6 +45,7 @@ MODELS = {
     "sequential": ["0", "1", "2", "3"],
     "experts": [f"layers.{i}.experts.{e}.up" for i in range(3) for e in range(8)],
     "encoder, longer decoder": [f"encoder.{i}.w" for i in range(2)] + [f"decoder.{i}.w" for i in range(4)],
+    "one block": ["layers.0.up", "layers.0.down"],
     "not numbered": ["up", "down", "lm_head2", "a1.b"],
     "none": [],
 }
@@ -55,10 +56,11 @@ MODELS = {
     [
         ("gpt", 2, ["layers.10", "layers.11"]),
         ("gpt", 0.15, ["layers.10", "layers.11"]),
-        ("gpt", 0.01, ["layers.11"]),
+        ("gpt", 0.01, []),
+        ("one block", 0.15, []),
         ("gpt", 100, [f"layers.{i}" for i in range(12)]),
         ("hugging face", 1, ["model.layers.5"]),
-        ("sequential", 2, ["2", "3"]),
+        ("sequential", 2, []),
         ("experts", 1, ["layers.2"]),
         ("encoder, longer decoder", 1, ["decoder.3"]),
         ("not numbered", 1, []),
@@ -70,8 +72,8 @@ def test_last_blocks(model: str, count: int | float, blocks: list[str]) -> None:
 
 
 def test_last_blocks_select_whole_blocks_and_no_namesake() -> None:
-    layers = [f"layers.{i}.up" for i in range(12)] + ["layers.1"]
+    layers = [f"layers.{i}.{part}" for i in range(12) for part in ("up", "down")] + ["layers.1"]
     rule = Rule(last_blocks=1)
-    assert [layer for layer in layers if selects(rule, layer, layers)] == ["layers.11.up"]
+    assert [layer for layer in layers if selects(rule, layer, layers)] == ["layers.11.up", "layers.11.down"]
     assert not selects(Rule(last_blocks=11), "layers.0.up", layers)
     assert selects(Rule(last_blocks=11), "layers.1", layers)

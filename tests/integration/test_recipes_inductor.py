@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from spectral_compile import MeanCenter, Operand, QuantizeFP4
+import spectral_compile
+from spectral_compile import MeanCenter, Operand, QuantizeFP4, pipeline
 from spectral_compile.report.saved import saved_bytes
 from tests.integration.models import TinyLM, gradients, loss_and_gradients, tokens
 
@@ -103,7 +104,7 @@ def test_packed_codes_are_saved_in_place_of_activations():
     kept = {}
     for name, arguments in {
         "bf16": {"backend": "inductor"},
-        "averis": {"backend": "spectral"},
+        "averis": {"backend": "spectral", "options": {"recipe": "averis"}},
     }.items():
         torch._dynamo.reset()
         step = torch.compile(model, **arguments)
@@ -121,3 +122,19 @@ def test_packed_codes_are_saved_in_place_of_activations():
     weights = sum(p.numel() for n, p in model.named_parameters() if "blocks" in n and p.dim() == 2) * 4.5 / 8 / 16 * 16
     assert kept["averis"] < kept["bf16"]
     assert kept["bf16"] - kept["averis"] > 0.8 * (replaced - weights)
+
+
+def test_the_carriers_rewrite_changes_no_bit(model, monkeypatch):
+    """With stochastic rounding, in fp32: of bf16 results, Inductor drops the roundings in between."""
+    results = []
+    for rewrite in (True, False):
+        if not rewrite:
+            monkeypatch.setattr(pipeline, "to_carriers", lambda graph: None)
+            monkeypatch.setattr(pipeline.CarrierPass, "uuid", lambda self: None)  # else the cache knows the graph
+        spectral_compile.manual_seed(7)
+        results.append(loss_and_gradients(model, tokens(), backend="spectral", options={"recipe": "averis"}))
+    spectral_compile.manual_seed(None)
+    (loss, grads), (expected_loss, expected) = results
+    assert torch.equal(loss, expected_loss)
+    for name, gradient in expected.items():
+        assert torch.equal(grads[name], gradient), name

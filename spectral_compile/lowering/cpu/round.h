@@ -24,7 +24,7 @@ struct Values {
 
 // Sixteen groups of one row, the first of them being number `first` of the tensor; lane g has what group g is scaled by.
 template <bool stochastic>
-void round_groups(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, Random random, int64_t row,
+[[gnu::noinline]] void round_groups(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, Random random, int64_t row,
                   int64_t col, const Values& to) {
   uint8_t bytes[LANES][GROUP];
   if constexpr (stochastic) random_rows(first, random, bytes);
@@ -41,7 +41,7 @@ void round_groups(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t f
 
 // Sixteen rows of sixteen columns, with one group a lane, the first of them being number `first` of the tensor.
 template <bool stochastic>
-void round_lanes(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, int64_t groups, Random random,
+[[gnu::noinline]] void round_lanes(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, int64_t groups, Random random,
                  int64_t row, int64_t col, const Values& to) {
   u32x16 words[4];
   if constexpr (stochastic) random_columns(first, groups, random, words);
