@@ -9,19 +9,20 @@ says why.
 
 import argparse
 import dataclasses
+import importlib.metadata
 import os
 import platform
 import shlex
 import sys
 import time
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from benchmarks import bench_arms
-from benchmarks.bench_arms import ARMS, BASELINE, Runner
+from benchmarks.bench_arguments import PARTS, Parser, some
+from benchmarks.bench_arms import ARMS, Runner
 from benchmarks.bench_capture import plan_of
 from benchmarks.bench_errors import reason
 from benchmarks.bench_models import MODELS, BlockSizes, GPTSizes, Sizes, Workload, changed, workload
@@ -29,37 +30,11 @@ from benchmarks.bench_processes import Setting, compile_times, memory
 from benchmarks.bench_profile import profiled
 from benchmarks.bench_tables import tables
 from benchmarks.bench_timing import in_turns, kernel_times, medians, summary
-from benchmarks.stages import COPY_MIB, stages
+from benchmarks.stages import stages
 from examples.results import cpu_name, write_json
-from spectral_compile.config import DEFAULT_RECIPE
 from spectral_compile.lowering import cpu
 
-PARTS = ("timing", "memory", "compile", "stages")
 WIDTH = 170  # of the tables, wherever they are printed: wrapped they cannot be read
-
-
-class Parser(argparse.ArgumentParser):
-    """Whatever is wrong with the arguments is one line on stderr and exit code 2."""
-
-    def __init__(self) -> None:
-        super().__init__(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        add = self.add_argument
-        add("--models", default="block,gpt", help=f"of {', '.join(MODELS)}")
-        add("--arms", default="default", help="names, all, or default: all but some recipes")
-        add("--baseline", default=BASELINE, help="the arm that ratios are against")
-        add("--parts", default=",".join(PARTS))
-        add("--compile-arms", default=f"{BASELINE},spectral {DEFAULT_RECIPE}", help="whose compile time is taken")
-        add("--stage-recipe", default="averis", help="whose kernels are taken one by one")
-        add("--rounds", type=int, default=20, help="steps of every arm, and calls of every kernel")
-        add("--threads", type=int, default=torch.get_num_threads())
-        add("--block", default="", metavar="SIZES", help="dim=1024,ff=2816,heads=16,batch=4,length=512, or some")
-        add("--gpt", default="", metavar="SIZES", help="dim=512,layers=12,heads=8,batch=4,length=256, or some")
-        add("--copy-mib", type=int, default=COPY_MIB, help="of the copy in memory that stages are held against")
-        add("--codegen", default="inductor", choices=("inductor", "eager"), help="of the spectral arms")
-        add("--out", type=Path, default=Path("runs/bench"), help="folder for result.json")
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 class Bench:
@@ -69,10 +44,11 @@ class Bench:
         sizes = Sizes(changed(BlockSizes(), arguments.block), changed(GPTSizes(), arguments.gpt))
         self.arguments = arguments
         self.setting = Setting(sizes, arguments.threads, arguments.codegen)
-        self.models = _some(arguments.models, tuple(MODELS), "model")
-        self.parts = _some(arguments.parts, PARTS, "part")
+        self.models = some(arguments.models, tuple(MODELS), "model")
+        self.parts = some(arguments.parts, PARTS, "part")
         self.arms = bench_arms.chosen(arguments.arms)
         self.compile_arms = bench_arms.chosen(arguments.compile_arms)
+        bench_arms.chosen(f"{arguments.baseline},spectral {arguments.stage_recipe}")  # there are such
         if arguments.rounds < 1 or arguments.threads < 1:
             raise ValueError("rounds and threads are at least 1")
         self.model: dict[str, Any] = {}  # the part of the record that is being filled
@@ -80,7 +56,7 @@ class Bench:
         self.record: dict[str, Any] = {
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": shlex.join(["python", "-m", "benchmarks.bench", *command]),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchao": _torchao()},
             "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": os.getloadavg()},
             "settings": {
                 "rounds": arguments.rounds,
@@ -170,7 +146,7 @@ class Bench:
 
 def main(argv: list[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else argv
-    parser = Parser()
+    parser = Parser(__doc__)
     try:
         bench = Bench(parser.parse_args(command), command)
     except ValueError as error:
@@ -195,12 +171,11 @@ def _optimizer_seconds(work: Workload) -> float:
     return medians(times)["adamw"]
 
 
-def _some(text: str, names: tuple[str, ...], what: str) -> list[str]:
-    found = text.split(",")
-    for name in found:
-        if name not in names:
-            raise ValueError(f"no {what} {name!r}; there is {', '.join(names)}")
-    return found
+def _torchao() -> str | None:
+    try:
+        return importlib.metadata.version("torchao")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _say(message: str) -> None:

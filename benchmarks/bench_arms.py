@@ -60,7 +60,8 @@ def chosen(names: str) -> list[str]:
     """The arms of a comma list, "default" or "all". Raises ValueError for one that is none."""
     recipes = quantizing_recipes()
     if names == "default":
-        recipes = [name for name in recipes if name in (DEFAULT_RECIPE, "nvfp4-plain", "averis", "mxfp4")]
+        usual = {RECIPES[name] for name in (DEFAULT_RECIPE, "nvfp4-plain", "averis", "mxfp4")}
+        recipes = [name for name in recipes if RECIPES[name] in usual]
     if names in ("default", "all"):
         return [name for name, arm in ARMS.items() if not arm.recipe or arm.recipe in recipes]
     found = list(dict.fromkeys(name.strip() for name in names.split(",")))

@@ -56,7 +56,10 @@ class Call:
         return overload
 
     def without_mean(self) -> "Call":
-        return Call(self.name, tuple((name, None if name in _MEAN else value) for name, value in self.arguments))
+        return Call(
+            self.name,
+            tuple((n, None if n in _MEAN and isinstance(v, Layout) else v) for n, v in self.arguments),
+        )
 
     def title(self) -> str:
         """The operator, with what makes its calls differ."""

@@ -16,7 +16,9 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
         yield _arms(name, model, record["settings"])
         if "compile" in model:
             yield _compile(name, model["compile"])
-        if "failed" not in model.get("stages", {"failed": "not asked for"}):
+        if "failed" in model.get("stages", ()):
+            yield Table(title=f"{name}: stages failed: {model['stages']['failed']}", title_justify="left")
+        elif "stages" in model:
             yield from stage_tables(model["stages"], _steps(model))
 
 

@@ -148,8 +148,9 @@ def _device(inputs: Sequence[Any]) -> torch.device:
 
 def _warn_of_rules_without_effect(options: Options, facts: GraphFacts) -> None:
     rules = options.own_rules()
-    if rules and options.find(QuantizeFP4) is None:
-        warnings.warn(f"spectral: rules have no effect: recipe {options.recipe!r} quantises nothing", stacklevel=2)
+    if options.find(QuantizeFP4) is None and (rules or options.passes):
+        what = "rules" if rules else "passes"
+        warnings.warn(f"spectral: {what} have no effect: recipe {options.recipe!r} quantises nothing", stacklevel=2)
         return
     for rule in without_effect(rules, sorted(facts.layers)):
         warnings.warn(f"spectral: the rule for {rule} matches no layer of this graph", stacklevel=2)

@@ -71,8 +71,9 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
     for key in ("passes", "exclude", "rules"):
         if isinstance(given.get(key), list):
             given[key] = tuple(given[key])
-    if isinstance(given.get("exclude"), str):
-        given["exclude"] = (given["exclude"],)
+    for key, kind in (("exclude", str), ("rules", Rule), ("passes", get_args(PassConfig))):
+        if isinstance(given.get(key), kind):
+            given[key] = (given[key],)
     if isinstance(given.get("inductor"), Mapping):
         given["inductor"] = tuple(sorted(given["inductor"].items(), key=str))
     try:

@@ -30,7 +30,7 @@ def make_plan(graph: fx.Graph, provenance: Provenance, options: Options) -> Plan
     for gemm in provenance.gemms:
         rule = None if gemm.role == "other" else find_rule(options.all_rules(), gemm.layer, _role(gemm), layers)
         reason = _reason_against(gemm, special, rule, training, options)
-        rows.append(_row(gemm, reason, rule, streams, options))
+        rows.append(_row(gemm, reason, rule, streams, training, options))
     return Plan(tuple(rows))
 
 
@@ -90,7 +90,12 @@ def _streams(gemms: list[Gemm]) -> dict[tuple[Gemm, Kind], int]:
 
 
 def _row(
-    gemm: Gemm, reason: str, rule: Rule | None, streams: dict[tuple[Gemm, Kind], int], options: Options
+    gemm: Gemm,
+    reason: str,
+    rule: Rule | None,
+    streams: dict[tuple[Gemm, Kind], int],
+    training: bool,
+    options: Options,
 ) -> GemmPlan:
     value = gemm.node.meta["val"]
     m, n, k = ("", "", "") if gemm.a is None else (str(size) for size in _shape(gemm))
@@ -99,7 +104,10 @@ def _row(
         return row
     center = options.find(MeanCenter) or MeanCenter()
     few = _tokens_are_few(gemm, center.min_rows)
-    a, b = (_operand(kind, rule, few, streams[gemm, kind], options) for kind in _kinds(gemm))
+    operands = [_operand(kind, rule, few, streams[gemm, kind], options) for kind in _kinds(gemm)]
+    if not training:  # an evaluation gives the same result each time, and draws no seed
+        operands = [dataclasses.replace(operand, stochastic=False) for operand in operands]
+    a, b = operands
     row = dataclasses.replace(
         row,
         a=a,

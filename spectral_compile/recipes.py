@@ -18,6 +18,9 @@ MeanMode = Literal["hp", "requant", "paper"]
 
 ROLES: tuple[GemmRole, ...] = ("fprop", "dgrad", "wgrad")
 KINDS: tuple[Kind, ...] = ("activation", "weight", "gradient")
+OPERANDS: Mapping[GemmRole, tuple[Kind, Kind]] = MappingProxyType(
+    {"fprop": ("activation", "weight"), "dgrad": ("gradient", "weight"), "wgrad": ("gradient", "activation")}
+)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -71,6 +74,10 @@ class Operand:
     square: bool | None = None
     center: bool | None = None
 
+    def __post_init__(self) -> None:
+        if self.format == "identity" and not (self.rounding is None and self.scale is None and self.square is None):
+            raise ValueError("format 'identity' rounds nothing: leave rounding, scale and square out")
+
 
 _OPERAND_EXPECTED = {"expected": "an Operand(...)"}
 
@@ -114,6 +121,7 @@ class Rule:
             re.compile(self.layers)
         except re.error as error:
             raise ValueError(f"{self.layers!r} is not a regular expression: {error}") from None
+        self._check_gemms()
         blocks = self.last_blocks
         if blocks is None:
             return
@@ -121,6 +129,23 @@ class Rule:
             raise ValueError("layers and last_blocks both say which layers are meant: give one of them")
         if not (0 < blocks < 1 if isinstance(blocks, float) else blocks >= 1):
             raise ValueError(f"last_blocks is a number of 1 or more, or a share between 0 and 1, not {blocks!r}")
+
+    def _check_gemms(self) -> None:
+        if not self.gemms:
+            raise ValueError("gemms is empty, so the rule is about nothing")
+        given = {"activation": self.activations, "weight": self.weights, "gradient": self.gradients}
+        told = [kind for kind, operand in given.items() if operand != Operand()]
+        if self.high_precision and (told or self.format is not None or self.hadamard is not None):
+            raise ValueError("high_precision leaves the GEMMs as they are: leave all other settings out")
+        read = {kind for role in self.gemms for kind in OPERANDS[role]}
+        for kind in told:
+            if kind not in read:
+                raise ValueError(f"{', '.join(self.gemms)} reads no {kind}: leave {kind}s out")
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether all layers are meant."""
+        return not self.layers and self.last_blocks is None
 
     def __str__(self) -> str:
         """Which GEMMs are meant, for messages."""
@@ -138,7 +163,7 @@ RECIPES: Mapping[str, tuple[PassConfig | Rule, ...]] = MappingProxyType(
         "none": (),  # Inductor as it is
         "identity": (MeanCenter(), Hadamard(), QuantizeFP4(format="identity")),  # the whole rewrite, no rounding
         "nvfp4-plain": (QuantizeFP4(),),
-        "nvfp4": (Hadamard(), QuantizeFP4()),  # as NVIDIA published it (Pretraining LLMs with NVFP4, 2025)
+        "nvfp4": (Hadamard(), QuantizeFP4()),  # NVIDIA's operands and transform (Pretraining LLMs with NVFP4, 2025)
         "four-six": (QuantizeFP4(activations=Operand(scale="four_six")),),  # the rule with the least error
         "averis": (MeanCenter(), QuantizeFP4()),  # as published, but for the mean in high precision
         "averis+hadamard": (MeanCenter(), Hadamard(), QuantizeFP4()),

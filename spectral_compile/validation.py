@@ -49,7 +49,8 @@ def _explain(kind: Any, error: pydantic.ValidationError) -> str:
     if name not in fields:
         known = list(fields)
         return f"{kind.__name__} has no setting {name!r}{_nearest(name, known)}; its settings are {_listed(known)}"
-    subject = f"{getattr(kind, 'CALLED', kind.__name__ + ' setting')} {name!r} cannot be {value!r}"
+    shown = repr(value) if len(repr(value)) < 80 else f"{type(value).__name__}(...)"
+    subject = f"{getattr(kind, 'CALLED', kind.__name__ + ' setting')} {name!r} cannot be {shown}"
     if "expected" in fields[name].metadata:
         return f"{subject}; it is {fields[name].metadata['expected']}"
     choices = _choices(fields[name].type)

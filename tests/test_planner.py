@@ -302,3 +302,11 @@ def test_the_modes_of_the_mean_reach_the_plan_and_differ_in_numbers() -> None:
     assert errors["hp"] < 0.05 < errors["requant"] < 0.25
     assert 0.05 < errors["paper"] < 0.25
     assert errors["paper"] != errors["requant"]
+
+
+def test_an_evaluation_rounds_nothing_stochastically() -> None:
+    passes = [QuantizeFP4(activations=Operand(rounding="stochastic"))]
+    trained = capture(nn.Linear(32, 48), inputs(), passes=passes)
+    assert captured_row(trained, "", "fprop").a.stochastic
+    evaluated = capture(nn.Linear(32, 48), inputs(), passes=passes, training=False)
+    assert not captured_row(evaluated, "", "fprop").a.stochastic

@@ -41,10 +41,34 @@ def test_an_operands_format_comes_before_the_rules_and_that_before_the_passes() 
     assert operand_policy(passes, rule, "gradient").format == "mxfp4"
 
 
-def test_a_rule_cannot_centre_what_no_pass_centres() -> None:
-    assert not operand_policy((QuantizeFP4(),), Rule(activations=Operand(center=True)), "activation").center
+def test_a_rule_centres_what_the_pass_leaves_alone() -> None:
     passes = (MeanCenter(gradients=False), QuantizeFP4())
-    assert not operand_policy(passes, Rule(gradients=Operand(center=True)), "gradient").center
+    assert not operand_policy(passes, None, "gradient").center
+    assert operand_policy(passes, Rule(gradients=Operand(center=True)), "gradient").center
+    assert not operand_policy(passes, Rule(activations=Operand(center=False)), "activation").center
+
+
+def test_scales_and_blocks_of_another_format_are_not_inherited() -> None:
+    passes = (QuantizeFP4(activations=Operand(scale="four_six"), weights=Operand(square=True)),)
+    assert operand_policy(passes, Rule(format="mxfp4"), "activation").scale == "even"
+    assert operand_policy(passes, Rule(format="mxfp4"), "weight").tile_rows == 1
+    assert operand_policy(passes, Rule(format="nvfp4"), "activation").scale == "four_six"
+    rule = Rule(format="mxfp4", activations=Operand(scale="floor"), weights=Operand(square=True))
+    assert operand_policy(passes, rule, "activation").scale == "floor"
+    assert operand_policy(passes, rule, "weight").tile_rows == 32
+
+
+@pytest.mark.parametrize(
+    ("passes", "rules"),
+    [
+        ((MeanCenter(mode="paper"), QuantizeFP4()), (Rule(gemms=("fprop",), hadamard=True),)),
+        ((MeanCenter(mode="paper"), Hadamard(), QuantizeFP4()), (Rule(gemms=("wgrad",), hadamard=False),)),
+        ((MeanCenter(activations=False, gradients=False, mode="paper"), Hadamard(), QuantizeFP4()), ()),
+        ((QuantizeFP4(gradients=Operand(scale="headroom")),), (Rule(gemms=("fprop",), format="mxfp4"),)),
+    ],
+)
+def test_what_is_asked_of_no_gemm_is_not_refused(passes: tuple[PassConfig, ...], rules: tuple[Rule, ...]) -> None:
+    validate(passes, rules)
 
 
 def test_which_gemms_are_transformed() -> None:
@@ -85,12 +109,12 @@ def test_every_recipe_goes_together(recipe: str) -> None:
         (
             (QuantizeFP4(format="mxfp4", weights=Operand(scale="amax")),),
             (),
-            "what is asked cannot be done: mxfp4 has no scale rule 'amax'; its rules are floor, ceil, rceil, even",
+            "what is asked cannot be done: weights: mxfp4 has no scale rule 'amax'; its rules are floor, ceil, rceil, even",
         ),
         (
-            (QuantizeFP4(gradients=Operand(scale="headroom")),),
-            (Rule(layers="up"), Rule(layers="down", gemms=("wgrad",), format="mxfp4")),
-            "what is asked by the rule for wgrad of layers 'down' cannot be done: mxfp4 has no scale rule 'headroom'",
+            (QuantizeFP4(),),
+            (Rule(layers="up"), Rule(layers="down", gemms=("wgrad",), gradients=Operand(scale="ceil"))),
+            "by the rule for wgrad of layers 'down' cannot be done: gradients: nvfp4 has no scale rule 'ceil'",
         ),
         (
             (QuantizeFP4(gradients=Operand(scale="four_six")),),
@@ -103,6 +127,12 @@ def test_every_recipe_goes_together(recipe: str) -> None:
             "use mode 'hp' or 'requant', or leave Hadamard out",
         ),
         ((MeanCenter(mode="paper"), QuantizeFP4()), (Rule(hadamard=True, last_blocks=2),), "the last 2 blocks"),
+        (
+            (QuantizeFP4(),),
+            (Rule(activations=Operand(center=True)),),
+            "center=True needs MeanCenter(...) among the passes",
+        ),
+        ((MeanCenter(), QuantizeFP4(weights=Operand(center=True))), (), "a weight has no token mean to take out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

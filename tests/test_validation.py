@@ -50,6 +50,19 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: Rule(last_blocks="two"),  # type: ignore[arg-type]
         "Rule setting 'last_blocks' cannot be 'two'; it is a number of blocks, or a share",
     ),
+    (lambda: Rule(gemms=()), "Rule: gemms is empty, so the rule is about nothing"),
+    (
+        lambda: Rule(high_precision=True, hadamard=True),
+        "Rule: high_precision leaves the GEMMs as they are: leave all other settings out",
+    ),
+    (
+        lambda: Rule(gemms=("fprop",), gradients=Operand(rounding="nearest")),
+        "Rule: fprop reads no gradient: leave gradients out",
+    ),
+    (
+        lambda: Operand(format="identity", rounding="stochastic"),
+        "Operand: format 'identity' rounds nothing: leave rounding, scale and square out",
+    ),
     (
         lambda: Rule(layers="head", last_blocks=2),
         "Rule: layers and last_blocks both say which layers are meant: give one of them",

@@ -71,6 +71,8 @@ def quantize(
     operands apart. Raises ValueError where there is no such quantiser.
     """
     kind = check(format, scale, tile_rows, stochastic=seed is not None)
+    if not 0 <= stream < 2**32:
+        raise ValueError(f"a stream is a number from 0 to 2**32 - 1, not {stream}")
     if x.dim() == 0:
         raise ValueError("a scalar has no axis along which to take blocks")
     if hadamard:

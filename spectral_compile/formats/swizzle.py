@@ -13,6 +13,8 @@ TILE_ROWS, TILE_COLS = 128, 4
 
 def swizzle(scales: Tensor) -> Tensor:
     """Scales [rows, blocks], one byte each, in the GEMM's order: one dimension, padded with zeros to whole tiles."""
+    if scales.dim() != 2 or scales.element_size() != 1:
+        raise ValueError(f"scales are a matrix of bytes, not {scales.dtype} of shape {list(scales.shape)}")
     rows, cols = scales.shape
     # Bytes: float8 types have no padding.
     padded = F.pad(scales.view(torch.uint8), (0, -cols % TILE_COLS, 0, -rows % TILE_ROWS))

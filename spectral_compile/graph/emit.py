@@ -33,7 +33,7 @@ class Emitter:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
-        self._last_input = graph.find_nodes(op="placeholder")[-1]
+        self._last_input = [next(iter(graph.nodes)), *graph.find_nodes(op="placeholder")][-1]
         self._known: dict[Any, fx.Node] = {}
         self._numbers: dict[fx.Node, Any] = {}
 
@@ -44,10 +44,14 @@ class Emitter:
         """
         told_apart = (*(args if share is None else share), *kwargs.items())
         key = (target, self._number(told_apart), like.meta.get("ac_graph_id"))
+        after = max([self._last_input, *_nodes_in(args)])  # nodes compare by their place in the graph
         if key in self._known:
-            return self._known[key]
-        after = max(_nodes_in(args), default=self._last_input)  # nodes compare by their place in the graph
-        with self.graph.inserting_after(max(after, self._last_input)):
+            known = self._known[key]
+            if not max([self._last_input, *_nodes_in(known.args)]) < after:  # this place is no later than its own
+                known.args = args
+                after.append(known)
+            return known
+        with self.graph.inserting_after(after):
             node = self.graph.call_function(target, args, kwargs)
         self._annotate(node, like)
         if node.meta.get("recompute") in _SAVE:

@@ -21,20 +21,21 @@ class GraphFacts:
     """inputs: the parameter's name for each input of the Dynamo graph that is one, else None.
 
     modules: for each call in the graph, the paths and classes of the modules it came from.
-    has_matmul: whether any call may be a matrix product. differentiates: whether torch.func does inside the graph what
-    autograd does outside, where forward and backward cannot be told apart.
+    has_matmul: whether any call may be a matrix product; multiplying: the innermost modules of those calls.
+    differentiates: whether torch.func does inside the graph what autograd does outside, where forward and backward
+    cannot be told apart.
     """
 
     inputs: tuple[str | None, ...]
     modules: tuple[str, ...]
     has_matmul: bool
     differentiates: bool = False
+    multiplying: tuple[str, ...] = ()
 
     @property
     def layers(self) -> frozenset[str]:
-        """The paths of all modules that calls came from, and of those that own a parameter."""
-        called = {entry.rpartition(":")[0] for modules in self.modules for entry in modules.split()}
-        return frozenset(called | {name.rpartition(".")[0] for name in self.inputs if name is not None})
+        """The paths that a rule can match: of modules that multiply, and of those that own a parameter."""
+        return frozenset({*self.multiplying, *(name.rpartition(".")[0] for name in self.inputs if name is not None)})
 
 
 def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
@@ -46,7 +47,9 @@ def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
     )
     calls = [node for node in _all_nodes(gm) if node.op in ("call_function", "call_method", "call_module")]
     modules = tuple(" ".join(f"{path}:{_class_name(kind)}" for path, kind in module_stack(node)) for node in calls)
-    return GraphFacts(inputs, modules, any(map(_is_matmul, calls)), any(map(_is_functorch, calls)))
+    stacks = [module_stack(node) for node in calls if _is_matmul(node)]
+    multiplying = tuple(sorted({stack[-1][0] for stack in stacks if stack}))
+    return GraphFacts(inputs, modules, bool(stacks), any(map(_is_functorch, calls)), multiplying)
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, type]]:

@@ -32,6 +32,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def to_carriers(graph: fx.Graph) -> None:
     """Rewrite every `scaled_mm` of two FP4 operands on a CPU, in a graph that Inductor is about to compile."""
     products = [node for node in graph.find_nodes(op="call_function", target=spectral.scaled_mm.default) if _fits(node)]
+    if not products:
+        return
     emit = Emitter(graph)
     quantizers = graph.find_nodes(op="call_function", target=spectral.quantize.default)
     kept = {node for node in quantizers if not _only_multiplied(node, set(products))}

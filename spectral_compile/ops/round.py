@@ -43,12 +43,17 @@ def round(
     codes, scales, largest = quantize(x, mean, rows, seed, format, scale, axis, tile_rows, hadamard, stream, amax)
     extent = extents(x, axis, hadamard)[axis]
     values = carried(codes, scales, largest, format, extent)
-    return (values if axis == 1 else values.t()).to(dtype, memory_format=torch.contiguous_format), largest
+    return _contiguous(values if axis == 1 else values.t(), dtype), largest
 
 
 def carry(codes: Tensor, scales: Tensor, format: str, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
     """code * block scale of what `quantize` stored: [rows, cols] in bf16 or fp32, exact in either."""
-    return carried(codes, scales, codes, format, cols).to(dtype, memory_format=torch.contiguous_format)
+    return _contiguous(carried(codes, scales, codes, format, cols), dtype)
+
+
+def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy: operators neither return a view of what they were given, nor another layout than their fakes'."""
+    return x.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
 def extents(x: Tensor, axis: int, hadamard: bool) -> list[int]:

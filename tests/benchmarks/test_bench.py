@@ -6,12 +6,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import bench, bench_arms, bench_profile
 from benchmarks.bench_arms import ARMS, Arm, Runner, quantizing_recipes
-from benchmarks.bench_capture import plan_of
+from benchmarks.bench_capture import Call, Layout, plan_of
 from benchmarks.bench_models import BLOCK_LINEARS, BlockSizes, GPTSizes, Sizes, changed, workload
 from benchmarks.bench_processes import Setting, memory
+from spectral_compile.config import DEFAULT_RECIPE
 from spectral_compile.recipes import ROLES
 
 BLOCK, GPT = "dim=32,ff=48,heads=2,batch=1,length=32", "dim=32,layers=2,heads=2,batch=1,length=32"
@@ -31,7 +33,7 @@ def test_a_run_records_every_arm_and_why_one_failed(
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["settings"]["sizes"]["block"]["ff"] == 48
     assert record["machine"].keys() >= {"cpu", "cores", "load_before", "load_after"}
-    assert record["versions"].keys() == {"python", "torch"}
+    assert record["versions"].keys() == {"python", "torch", "torchao"}
     assert record["command"].startswith("python -m benchmarks.bench --block dim=32")
     block = record["models"]["block"]
     assert list(block["arms"]) == arms.split(",")
@@ -68,6 +70,13 @@ def test_the_gpt_keeps_its_head_alone() -> None:
     assert len(plan.quantized) == 2 * 7 * 3
 
 
+def test_only_tensors_carry_a_mean() -> None:
+    matrix, vector = Layout((32, 16), (16, 1), torch.bfloat16), Layout((16,), (1,), torch.float32)
+    rows_as_a_number = Call("carry", (("codes", matrix), ("rows", 32)))
+    assert rows_as_a_number.without_mean() == rows_as_a_number
+    assert Call("round", (("x", matrix), ("mean", vector))).without_mean()["mean"] is None
+
+
 def test_arms_share_parameters_and_start_from_the_same_weights() -> None:
     work = workload("block", SIZES)
     runner = Runner(ARMS["eager fake-quantised"], work)
@@ -85,12 +94,15 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
 def test_every_recipe_that_quantises_has_an_arm() -> None:
     assert {f"spectral {recipe}" for recipe in quantizing_recipes()} <= set(bench_arms.chosen("all"))
     assert "spectral identity" not in bench_arms.chosen("all")
+    assert f"spectral {DEFAULT_RECIPE}" in bench_arms.chosen("default")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--arms nonsense", "no arm 'nonsense'"),
+        ("--baseline nonsense", "no arm 'nonsense'"),
+        ("--stage-recipe nonsense", "no arm 'spectral nonsense'"),
         ("--models nonsense", "no model 'nonsense'"),
         ("--parts nonsense", "no part 'nonsense'"),
         ("--block width=3", "'width=3' is not <size>=<number>"),

@@ -73,3 +73,9 @@ def test_a_wrong_number_of_scales_is_refused(rows: int, blocks: int, off: int) -
 def test_scales_of_a_quantised_matrix() -> None:
     q = quantize(torch.randn(200, 100), "mxfp4")
     assert equal_bits(unswizzle(swizzle(q.scales), 200, 4), q.scales)
+
+
+@pytest.mark.parametrize("scales", [torch.zeros(128, 4), torch.zeros(2, 3, 4, dtype=torch.uint8)], ids=["wide", "3-D"])
+def test_what_is_no_matrix_of_bytes_is_refused(scales: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="scales are a matrix of bytes, not"):
+        swizzle(scales)

@@ -35,6 +35,10 @@ def assert_falling(curve):
 @pytest.fixture(scope="module", autouse=True)
 def _kernels():
     cpu.prepare()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small operators: threads would only wait for each other
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("recipe", QUANTISING)

@@ -64,3 +64,11 @@ def test_one_trace_serves_all_sizes() -> None:
         return torch.ops.spectral.round(*arguments(x, axis=0, hadamard=True), torch.float32)[0]
 
     assert_one_trace_serves_all_sizes(rounded, (torch.randn(40, 24),), (torch.randn(33, 7),))
+
+
+def test_results_are_contiguous_copies_whatever_goes_in() -> None:
+    x = torch.randn(32, 48)
+    assert round(*arguments(x, axis=0), torch.float32)[0].stride() == (48, 1)  # type: ignore[arg-type]
+    codes, scales, _ = formats.quantize(torch.randn(8, 20))
+    assert carry(codes, scales, "nvfp4", 8, 20, torch.float32).stride() == (20, 1)
+    assert carry(x, x, "identity", 32, 48, torch.float32).data_ptr() != x.data_ptr()

@@ -88,3 +88,22 @@ def test_two_ways_of_rounding_a_tensor_are_not_taken_for_one() -> None:
     nodes |= {quantize(emit, OperandPlan("activation", "mxfp4", "floor"), x, 1, x, None)[0]}
     assert len(nodes) == 3
     assert quantize(emit, ACTIVATION, x, 1, x, None)[0] in nodes
+
+
+def test_what_a_later_reader_asked_for_first_moves_up_to_an_earlier_one() -> None:
+    """Two casts of one weight: equal values, but the second does not stand before the first one's reader."""
+    graph, (w,) = graph_of((32, 48))
+    emit = Emitter(graph)
+    casts = []
+    for _ in range(2):
+        cast = graph.call_function(torch.ops.prims.convert_element_type.default, (w, torch.bfloat16))
+        cast.meta["val"] = w.meta["val"].to(torch.bfloat16)
+        casts.append(cast)
+        reader = graph.call_function(aten.relu.default, (cast,))
+        reader.meta["val"] = cast.meta["val"]
+    later, _ = quantize(emit, WEIGHT, casts[1], 1, w, None)
+    earlier, _ = quantize(emit, WEIGHT, casts[0], 1, w, None)
+    assert earlier == later
+    assert all(casts[0] < node < casts[1] for node in (*earlier, earlier[0].args[0]))
+    graph.output(earlier)
+    graph.lint()
