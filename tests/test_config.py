@@ -111,7 +111,7 @@ def test_patterns_to_exclude_are_rules_before_all_others() -> None:
 
 def test_settings_that_do_not_go_together_are_refused_with_the_rule_that_asks() -> None:
     rule = Rule(layers="up", gradients=Operand(scale="ceil"))
-    message = "what is asked by the rule for layers 'up' cannot be done: gradients: nvfp4 has no scale rule 'ceil'; its rules are"
+    message = "by the rule for layers 'up' cannot be done: gradients: nvfp4 has no scale rule 'ceil'; its rules are"
     with pytest.raises(ValueError, match=message):
         parse_options({"rules": [rule]})
     parse_options({"rules": [rule], "recipe": "mxfp4"})
