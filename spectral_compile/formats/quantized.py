@@ -73,6 +73,8 @@ def quantize(
     kind = check(format, scale, tile_rows, stochastic=seed is not None)
     if not 0 <= stream < 2**32:
         raise ValueError(f"a stream is a number from 0 to 2**32 - 1, not {stream}")
+    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):
+        raise ValueError(f"a seed is one int64 element, not {seed.dtype} of shape {list(seed.shape)}")
     if x.dim() == 0:
         raise ValueError("a scalar has no axis along which to take blocks")
     if hadamard:
@@ -99,9 +101,13 @@ def quantize(
 def dequantize(q: Quantized, format: str, size: int, axis: int = -1) -> Tensor:
     """The fp32 values of a quantised tensor, whose block axis, of `size` elements, goes back to `axis`.
 
-    A Hadamard transform is not undone, and spreads values into its padding: `size` is then a multiple of 16.
+    A Hadamard transform is not undone, and spreads values into its padding: `size` is then a multiple of 16. Raises
+    ValueError for a size that the codes do not have.
     """
-    values = block_values(q, format)[..., :size]
+    values = block_values(q, format)
+    if not 0 <= size <= values.shape[-1]:
+        raise ValueError(f"the codes are of at most {values.shape[-1]} elements along the block axis, not {size}")
+    values = values[..., :size]
     scale = tensor_scale(q.amax, format)
     return (values if scale is None else values * scale).movedim(-1, axis)
 

@@ -198,3 +198,21 @@ def test_an_unknown_format_is_not_dequantised_either() -> None:
     ):
         with pytest.raises(ValueError, match="nvfp4, mxfp4"):
             refused()
+
+
+def test_a_size_that_the_codes_do_not_have_is_refused() -> None:
+    q = quantize(torch.randn(3, 64))
+    with pytest.raises(ValueError, match="the codes are of at most 64 elements along the block axis, not 1000"):
+        dequantize(q, "nvfp4", 1000)
+
+
+@pytest.mark.parametrize("seed", [torch.tensor(1.0), torch.tensor([1, 2]), torch.tensor(1, dtype=torch.int32)])
+def test_a_seed_is_one_int64(seed: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="a seed is one int64 element, not"):
+        quantize(torch.randn(2, 16), seed=seed)
+
+
+@pytest.mark.parametrize("stream", [-1, 2**32])
+def test_a_stream_is_a_32_bit_number(stream: int) -> None:
+    with pytest.raises(ValueError, match="a stream is a number from 0 to"):
+        quantize(torch.randn(2, 16), seed=torch.tensor(1), stream=stream)
