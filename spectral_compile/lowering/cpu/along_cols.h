@@ -26,11 +26,7 @@ void encode_lanes(const Vectors& values, f32x16 inverse, int64_t first, const Qu
 #pragma GCC unroll 16
   for (int i = 0; i < GROUP; ++i) {
     const f32x16 y = values[i] * inverse;
-    i32x16 codes;
-    if constexpr (stochastic)
-      codes = encode_stochastic(y, bitcast<i32x16>((random[i / 4] >> (i % 4 * 8)) & 0xFF));
-    else
-      codes = encode_nearest(y);
+    const i32x16 codes = encode<stochastic>(y, [&] { return random_byte(random, i); });
     (i < 8 ? low : high) |= bitcast<u32x16>(codes) << (i % 8 * 4);
   }
   low = inverse == 0 ? 0 : low;

@@ -14,11 +14,7 @@ void encode_groups(const Vectors& values, f32x16 inverse, int64_t first, int64_t
   if constexpr (stochastic) random_rows(first, q.random, random);
   for (int g = 0; g < groups; ++g) {
     const f32x16 y = values[g] * inverse[g];
-    i32x16 codes;
-    if constexpr (stochastic)
-      codes = encode_stochastic(y, load_bytes(random[g]));
-    else
-      codes = encode_nearest(y);
+    const i32x16 codes = encode<stochastic>(y, [&] { return load_bytes(random[g]); });
     store(q.codes + (first + g) * CODE_BYTES, inverse[g] == 0 ? u8x8{} : pack(codes));
   }
 }

@@ -44,6 +44,15 @@ inline i32x16 encode_stochastic(f32x16 y, i32x16 random_byte) {
   return with_sign(max(from_one_on, below_one), bits(y));
 }
 
+// E2M1 codes by either; random_bytes() is asked where it is needed.
+template <bool stochastic, class RandomBytes>
+inline i32x16 encode(f32x16 y, const RandomBytes& random_bytes) {
+  if constexpr (stochastic)
+    return encode_stochastic(y, random_bytes());
+  else
+    return encode_nearest(y);
+}
+
 // Sixteen codes into eight bytes, the even lane in the low nibble.
 inline u8x8 pack(i32x16 codes) {
   const u64x8 pair = bitcast<u64x8>(codes);

@@ -58,4 +58,9 @@ inline void random_columns(uint64_t first_group, uint64_t stride, Random random,
   for (int w = 0; w < 4; ++w) words[w] = bitcast<u32x16>(even_word[w] | odd_word[w] << 32);
 }
 
+// Byte i of each lane's sixteen, of what `random_columns` gave.
+inline i32x16 random_byte(const u32x16 (&words)[4], int i) {
+  return bitcast<i32x16>((words[i / 4] >> (i % 4 * 8)) & 0xFF);
+}
+
 }  // namespace spectral

@@ -24,35 +24,27 @@ struct Values {
 
 // Sixteen groups of one row, the first of them being number `first` of the tensor; lane g has what group g is scaled by.
 template <bool stochastic>
-[[gnu::noinline]] void round_groups(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, Random random, int64_t row,
-                  int64_t col, const Values& to) {
+[[gnu::noinline]] void round_groups(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, Random random,
+                                    int64_t row, int64_t col, const Values& to) {
   uint8_t bytes[LANES][GROUP];
   if constexpr (stochastic) random_rows(first, random, bytes);
   for (int g = 0; g < LANES; ++g) {
     const f32x16 y = values[g] * inverse[g];
-    i32x16 codes;
-    if constexpr (stochastic)
-      codes = encode_stochastic(y, load_bytes(bytes[g]));
-    else
-      codes = encode_nearest(y);
+    const i32x16 codes = encode<stochastic>(y, [&] { return load_bytes(bytes[g]); });
     to.write(row, col + g * GROUP, inverse[g] == 0 ? i32x16{} : codes, splat(scale[g]));
   }
 }
 
 // Sixteen rows of sixteen columns, with one group a lane, the first of them being number `first` of the tensor.
 template <bool stochastic>
-[[gnu::noinline]] void round_lanes(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, int64_t groups, Random random,
-                 int64_t row, int64_t col, const Values& to) {
+[[gnu::noinline]] void round_lanes(const Vectors& values, f32x16 inverse, f32x16 scale, int64_t first, int64_t groups,
+                                   Random random, int64_t row, int64_t col, const Values& to) {
   u32x16 words[4];
   if constexpr (stochastic) random_columns(first, groups, random, words);
 #pragma GCC unroll 16
   for (int i = 0; i < GROUP; ++i) {
     const f32x16 y = values[i] * inverse;
-    i32x16 codes;
-    if constexpr (stochastic)
-      codes = encode_stochastic(y, bitcast<i32x16>((words[i / 4] >> (i % 4 * 8)) & 0xFF));
-    else
-      codes = encode_nearest(y);
+    const i32x16 codes = encode<stochastic>(y, [&] { return random_byte(words, i); });
     to.write(row + i, col, inverse == 0 ? 0 : codes, scale);
   }
 }
