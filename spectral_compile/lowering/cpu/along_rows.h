@@ -12,10 +12,12 @@ void encode_groups(const Vectors& values, f32x16 inverse, int64_t first, int64_t
                    const Quantization<Format>& q) {
   uint8_t random[LANES][GROUP];
   if constexpr (stochastic) random_rows(first, q.random, random);
+  float inverse_of[LANES];  // in memory: a lane to all lanes then costs nothing
+  store(inverse_of, inverse);
   for (int g = 0; g < groups; ++g) {
-    const f32x16 y = values[g] * inverse[g];
+    const f32x16 y = values[g] * inverse_of[g];
     const i32x16 codes = encode<stochastic>(y, [&] { return load_bytes(random[g]); });
-    store(q.codes + (first + g) * CODE_BYTES, inverse[g] == 0 ? u8x8{} : pack(codes));
+    store(q.codes + (first + g) * CODE_BYTES, inverse_of[g] == 0 ? u8x8{} : pack(codes));
   }
 }
 
@@ -24,8 +26,10 @@ void encode_groups(const Vectors& values, f32x16 inverse, int64_t first, int64_t
 template <class Format>
 BlockScales scales_of_panel(const Source& x, const Quantization<Format>& q, int64_t first_row, int64_t first_group,
                             Vectors (&values)[Format::BLOCK]) {
-  i32x16 largest[LANES] = {};
-  for (int r = 0; r < q.tile_rows; ++r) {
+  i32x16 largest[LANES];
+  x.read_across(first_row, first_group * GROUP, values[0]);
+  for (int g = 0; g < LANES; ++g) largest[g] = magnitude_bits(values[0][g]);
+  for (int r = 1; r < q.tile_rows; ++r) {
     x.read_across(first_row + r, first_group * GROUP, values[r]);
     for (int g = 0; g < LANES; ++g) largest[g] = max(largest[g], magnitude_bits(values[r][g]));
   }

@@ -10,7 +10,7 @@ namespace spectral {
 
 // Signs do not matter: magnitudes are rounded and compared.
 inline f32x16 squared_error(f32x16 x, f32x16 scale, f32x16 inverse, float encode) {
-  const f32x16 error = round_nearest(x * inverse) * scale - as_float(magnitude_bits(x)) * encode;
+  const f32x16 error = nearest(x * inverse) * scale - as_float(magnitude_bits(x)) * encode;
   return error * error;
 }
 
@@ -18,10 +18,9 @@ inline f32x16 squared_error(f32x16 x, f32x16 scale, f32x16 inverse, float encode
 // is block b's error.
 [[gnu::noinline]] inline f32x16 error_across(const Vectors* values, bool square, const BlockScales& scales,
                                              float encode) {
-  const f32x16 scale = from_e4m3(scales.byte);
   Vectors of_block;
   for (int b = 0; b < LANES; ++b) {
-    const f32x16 of_all = splat(scale[b]), inverse = splat(scales.inverse[b]);
+    const f32x16 of_all = splat(scales.value[b]), inverse = splat(scales.inverse[b]);
     Vectors errors;
     for (int r = 0; r < (square ? LANES : 1); ++r) errors[r] = squared_error(values[r][b], of_all, inverse, encode);
     of_block[b] = square ? reduce_vectors<Sum, LANES>(errors) : errors[0];
@@ -32,9 +31,8 @@ inline f32x16 squared_error(f32x16 x, f32x16 scale, f32x16 inverse, float encode
 // Of sixteen blocks side by side, one a lane; or, where `square`, of the one block that they are together.
 [[gnu::noinline]] inline f32x16 error_down(const Vectors& values, bool square, const BlockScales& scales,
                                            float encode) {
-  const f32x16 scale = from_e4m3(scales.byte);
   Vectors errors;
-  for (int i = 0; i < LANES; ++i) errors[i] = squared_error(values[i], scale, scales.inverse, encode);
+  for (int i = 0; i < LANES; ++i) errors[i] = squared_error(values[i], scales.value, scales.inverse, encode);
   return square ? reduce_lanes<Sum>(reduce_each<Sum>(errors)) : reduce_vectors<Sum, LANES>(errors);
 }
 

@@ -23,7 +23,8 @@ struct Mxfp4 {
     if (rule == RCEIL) byte -= mantissa > 0x400000;
     byte = max(byte, i32x16{});
     // 2**-E has the exponent field 254 - byte, never 0: no finite value has a scale above 2**126.
-    return {poisoned ? 255 : byte, as_float(poisoned ? 0 : (254 - byte) << 23)};
+    byte = poisoned ? 255 : byte;
+    return {byte, decode_scales(byte), as_float(poisoned ? 0 : (254 - byte) << 23)};
   }
 
   static f32x16 decode_scales(i32x16 bytes) {

@@ -8,14 +8,21 @@
 
 namespace spectral {
 
-// E4M3 bytes of fp32 values from 0 on, rounded to nearest, ties to even; beyond 448 saturates.
-inline i32x16 to_e4m3(f32x16 value) {
+constexpr float LEAST_NORMAL_E4M3 = 0x1p-6f;
+
+// fp32 values from 0 on to what E4M3 holds: to nearest, ties to even; beyond 448 saturates.
+inline f32x16 round_to_e4m3(f32x16 value) {
   const f32x16 v = min(value, splat(448.0f));
   const i32x16 b = bits(v);
-  const i32x16 normal = ((b + 0x7FFFF + (b >> 20 & 1)) >> 20) - (120 << 3);
+  const f32x16 normal = as_float((b + 0x7FFFF + (b >> 20 & 1)) & ~0xFFFFF);
   constexpr float step_is_ulp = 1 << 14;  // added to a value, leaves multiples of 2**-9, the subnormals' step
-  const i32x16 subnormal = bits(v + step_is_ulp) - bits(splat(step_is_ulp));
-  return v < 0x1p-6f ? subnormal : normal;
+  return v < LEAST_NORMAL_E4M3 ? v + step_is_ulp - step_is_ulp : normal;
+}
+
+// The bytes of values that round_to_e4m3 gave.
+inline i32x16 to_e4m3(f32x16 value) {
+  const i32x16 subnormal = __builtin_convertvector(value * 0x1p9f, i32x16);
+  return value < LEAST_NORMAL_E4M3 ? subnormal : (bits(value) >> 20) - (120 << 3);
 }
 
 // fp32 values of E4M3 bytes: any, NaN and negative ones too.
@@ -47,15 +54,15 @@ struct Nvfp4 {
     if (rule != FOUR_SIX) return six;
     const BlockScales four = rounded(exact * 1.5f);
     const i32x16 better = squared_error(four, encode) < squared_error(six, encode);
-    return {better ? four.byte : six.byte, better ? four.inverse : six.inverse};
+    return {better ? four.byte : six.byte, better ? four.value : six.value, better ? four.inverse : six.inverse};
   }
 
   static f32x16 decode_scales(i32x16 bytes) { return from_e4m3(bytes); }
 
  private:
   BlockScales rounded(f32x16 exact) const {
-    const i32x16 byte = to_e4m3(exact);
-    return {byte, min(1 / (from_e4m3(byte) * (1 / encode)), splat(FLT_MAX))};
+    const f32x16 value = round_to_e4m3(exact);
+    return {to_e4m3(value), value, min(1 / (value * (1 / encode)), splat(FLT_MAX))};
   }
 };
 

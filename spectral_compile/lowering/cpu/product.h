@@ -2,16 +2,19 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "e2m1.h"
 #include "scales.h"
 
 namespace spectral {
 
-// codes, with the scales of their blocks, to values [rows, cols] = code * block scale * factor, stored contiguous.
+// codes, with the scales of their blocks, to values [rows, cols] = code * block scale * factor, stored contiguous; in
+// bf16 without the factor: exact.
 template <class Format, class T>
 void dequantize(const uint8_t* codes, const uint8_t* scales, int64_t blocks, int64_t tile_rows, int64_t rows,
                 int64_t cols, float factor, T* values, int threads) {
+  constexpr int64_t group_count = LANES * GROUPS<Format>;  // that sixteen scales are of
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     const uint8_t* row_codes = codes + row * blocks * GROUPS<Format> * CODE_BYTES;
@@ -19,13 +22,22 @@ void dequantize(const uint8_t* codes, const uint8_t* scales, int64_t blocks, int
     for (int64_t first = 0; first * Format::BLOCK < cols; first += LANES) {
       uint8_t scale_bytes[LANES] = {};
       std::memcpy(scale_bytes, row_scales + first, std::min<int64_t>(LANES, blocks - first));
-      const f32x16 block_scales = Format::decode_scales(load_bytes(scale_bytes));
-      for (int64_t g = 0; g < LANES * GROUPS<Format>; ++g) {
-        const int64_t group = first * GROUPS<Format> + g, col = group * GROUP;
-        if (col >= cols) break;
-        const f32x16 value = decode(unpack(row_codes + group * CODE_BYTES)) * block_scales[g / GROUPS<Format>];
-        store_some(values + row * cols + col, value * factor, cols - col);
-      }
+      float block_scales[LANES];
+      store(block_scales, Format::decode_scales(load_bytes(scale_bytes)));
+      const uint8_t* from = row_codes + first * GROUPS<Format> * CODE_BYTES;
+      T* to = values + row * cols + first * Format::BLOCK;
+      const int64_t left = cols - first * Format::BLOCK;
+      const auto value = [&](int64_t g) {
+        const f32x16 exact = decode(unpack(from + g * CODE_BYTES)) * block_scales[g / GROUPS<Format>];
+        if constexpr (std::is_same_v<T, float>)
+          return exact * factor;
+        else
+          return exact;
+      };
+      if (left >= group_count * GROUP)
+        for (int64_t g = 0; g < group_count; g += 2) store32_exact(to + g * GROUP, value(g), value(g + 1));
+      else
+        for (int64_t g = 0; g * GROUP < left; ++g) store_some(to + g * GROUP, value(g), left - g * GROUP);
     }
   }
 }

@@ -12,6 +12,7 @@ namespace spectral {
 
 struct BlockScales {
   i32x16 byte;
+  f32x16 value;    // that the byte stands for
   f32x16 inverse;  // what the block's values are multiplied by before rounding; 0: the block is poisoned, its codes 0
 };
 

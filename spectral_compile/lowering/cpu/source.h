@@ -35,7 +35,9 @@ struct Plain {
   const T* data;
   int64_t rows, cols, row_stride;
 
+  // Sixteen neighbours: those outside the matrix read as zeros, or (`inside`) none is.
   f32x16 at(int64_t row, int64_t col) const { return load_some(data + row * row_stride + col, cols - col); }
+  f32x16 inside(int64_t row, int64_t col) const { return load16(data + row * row_stride + col); }
 
   void prefetch(int64_t row, int64_t col) const {
     const char* from = reinterpret_cast<const char*>(data + row * row_stride + col);
@@ -52,6 +54,9 @@ struct Centered {
   f32x16 at(int64_t row, int64_t col) const {
     return x.at(row, col) - row_factor[row] * load_some(col_factor + col, x.cols - col);
   }
+  f32x16 inside(int64_t row, int64_t col) const {
+    return x.inside(row, col) - row_factor[row] * load16(col_factor + col);
+  }
 
   void prefetch(int64_t row, int64_t col) const { x.prefetch(row, col); }
 };
@@ -62,21 +67,30 @@ class Reader final : public Source {
   Reader(const Matrix& matrix, int64_t rows, int64_t cols) : Source(rows, cols), matrix(matrix) {}
 
   void read_across(int64_t row, int64_t col, Vectors& out) const override {
-    for (int i = 0; i < LANES; ++i) out[i] = row < rows ? matrix.at(row, col + i * LANES) : f32x16{};
+    if (row < rows && col + LANES * LANES <= cols)
+      for (int i = 0; i < LANES; ++i) out[i] = matrix.inside(row, col + i * LANES);
+    else
+      for (int i = 0; i < LANES; ++i) out[i] = row < rows ? matrix.at(row, col + i * LANES) : f32x16{};
   }
 
   void read_down(int64_t row, int64_t col, Band& out) const override {
+    const bool inside = row + LANES <= rows && col + BAND_COLS <= cols;
     for (int i = 0; i < LANES; ++i) {
       matrix.prefetch(row + i + LANES, col);
-      for (int c = 0; c < BAND_COLS / LANES; ++c)
-        out[c][i] = row + i < rows ? matrix.at(row + i, col + c * LANES) : f32x16{};
+      if (inside)
+        for (int c = 0; c < BAND_COLS / LANES; ++c) out[c][i] = matrix.inside(row + i, col + c * LANES);
+      else
+        for (int c = 0; c < BAND_COLS / LANES; ++c)
+          out[c][i] = row + i < rows ? matrix.at(row + i, col + c * LANES) : f32x16{};
     }
   }
 
   i32x16 largest_bits(int64_t first_row, int64_t begin, int64_t end) const override {
     i32x16 largest{};
     for (int64_t row = first_row; row < std::min(first_row + LANES, rows); ++row) {
-      for (int64_t col = begin; col < end; col += LANES) largest = max(largest, magnitude_bits(matrix.at(row, col)));
+      int64_t col = begin;
+      for (; col + LANES <= end; col += LANES) largest = max(largest, magnitude_bits(matrix.inside(row, col)));
+      if (col < end) largest = max(largest, magnitude_bits(matrix.at(row, col)));
     }
     return largest;
   }

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) && !defined(SPECTRAL_PORTABLE)
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && !defined(SPECTRAL_PORTABLE)
 #define SPECTRAL_AVX512 1
 #include <immintrin.h>
 #endif
@@ -20,6 +20,7 @@ using f32x16 = float __attribute__((vector_size(64)));
 using i32x16 = int32_t __attribute__((vector_size(64)));
 using u32x16 = uint32_t __attribute__((vector_size(64)));
 using u64x8 = uint64_t __attribute__((vector_size(64)));
+using u16x32 = uint16_t __attribute__((vector_size(64)));
 using u16x16 = uint16_t __attribute__((vector_size(32)));
 using u8x16 = uint8_t __attribute__((vector_size(16)));
 using u8x8 = uint8_t __attribute__((vector_size(8)));
@@ -52,11 +53,20 @@ inline i32x16 max(i32x16 a, i32x16 b) { return a > b ? a : b; }
 inline i32x16 min(i32x16 a, i32x16 b) { return a < b ? a : b; }
 inline f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
 
+// a * b + c, where the product is exact: rounded once or twice is then the same.
+inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
+#ifdef SPECTRAL_AVX512
+  return bitcast<f32x16>(_mm512_fmadd_ps(bitcast<__m512>(a), bitcast<__m512>(b), bitcast<__m512>(c)));
+#else
+  return a * b + c;
+#endif
+}
+
 // --- floats as integers ---------------------------------------------------------------------------------------------
 // Magnitudes of floats compare as their bits do, and NaN lies above infinity: an integer maximum never loses a NaN,
 // which a floating-point one does.
 
-constexpr int32_t ABS_MASK = 0x7FFFFFFF;
+constexpr int32_t ABS_MASK = 0x7FFFFFFF, SIGN_MASK = ~ABS_MASK;
 constexpr int32_t EXPONENT_MASK = 0x7F800000;  // also the bits of infinity
 constexpr int32_t QUIET_NAN_BITS = 0x7FC00000;
 
