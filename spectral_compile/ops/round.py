@@ -38,7 +38,7 @@ def round(
 ) -> tuple[Tensor, Tensor]:
     """code * block scale of what `quantize` makes of x [M, K], as x lies, in bf16 or fp32; and amax.
 
-    With `hadamard` the axis is padded to a multiple of 16. `amax`, where given, is that of x less its mean.
+    With `hadamard` the axis is padded to a multiple of 16. `amax`, where given, is what `spectral::amax` says.
     """
     codes, scales, largest = quantize(x, mean, rows, seed, format, scale, axis, tile_rows, hadamard, stream, amax)
     extent = extents(x, axis, hadamard)[axis]

@@ -63,7 +63,7 @@ class _Centering:
         if self.row.role == "fprop":
             mean, tokens = self._mean(matrix, self.gemm.node), None
         else:
-            mean, tokens, _ = self._mean_nonzero(matrix)
+            mean, tokens, _, _ = self._mean_nonzero(matrix)
         taken, carried = self._taken_and_carried(mean, plan)
         residual = transpose(self.emit, self._call(spectral.center.default, matrix, taken, tokens), transposed)
 
@@ -115,11 +115,10 @@ class _Centering:
 
     def _gradient_means(self, d: fx.Node, plan: OperandPlan) -> tuple[fx.Node | None, fx.Node | None, fx.Node]:
         """What is taken from the gradient, what comes back, and the sum over tokens."""
-        mean, tokens, total = self._mean_nonzero(d)
+        _, _, total, common = self._mean_nonzero(d)
         if not plan.centered:
             return None, None, total
-        all_count = self._call(aten.amin.default, tokens, [0])  # 0 where a row is all zero, else 1
-        return *self._taken_and_carried(self._call(aten.mul.Tensor, mean, all_count), plan), total
+        return *self._taken_and_carried(common, plan), total
 
     def _activation_means(self, x: fx.Node, plan: OperandPlan) -> tuple[fx.Node | None, fx.Node | None]:
         if not plan.centered:
@@ -165,7 +164,7 @@ class _Centering:
         return self.emit.call(spectral.token_mean.default, (x, self.row.min_rows), like=like)
 
     def _mean_nonzero(self, d: fx.Node) -> tuple[fx.Node, ...]:
-        return self.emit.outputs(self._call(spectral.token_mean_nonzero.default, d, self.row.min_rows), 3)
+        return self.emit.outputs(self._call(spectral.token_mean_nonzero.default, d, self.row.min_rows), 4)
 
     def _row_times_matrix(self, row: fx.Node, matrix: fx.Node) -> fx.Node:
         """row [k] fp32 times matrix [k, n] in its own precision, summed in fp32: [n]. Inductor makes one loop of it."""

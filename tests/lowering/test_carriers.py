@@ -72,6 +72,15 @@ def test_ops_before_and_after() -> None:
     assert count(after, "spectral.amax") == 2  # of x and of the gradient, each for both axes; the weight has but one
 
 
+def test_the_read_that_takes_the_mean_finds_the_largest_magnitudes() -> None:
+    after = lowered(capture(nn.Linear(32, 16), inputs(), recipe="averis").final)
+    assert count(after, "spectral.amax") == 0
+    assert (count(after, "spectral.token_mean_amax"), count(after, "spectral.token_mean_nonzero_amax")) == (1, 1)
+    assert (count(after, "spectral.token_mean"), count(after, "spectral.token_mean_nonzero")) == (0, 0)
+    mxfp4 = lowered(capture(nn.Linear(32, 16), inputs(), recipe="averis-mxfp4").final)
+    assert (count(mxfp4, "spectral.token_mean"), count(mxfp4, "spectral.token_mean_nonzero")) == (1, 1)
+
+
 def test_codes_that_leave_the_graph_stay_codes_and_those_that_come_in_are_carried() -> None:
     forward, backward = partitioned(nn.Linear(32, 16), inputs())
     assert Counter(str(node.target) for node in forward.nodes if "spectral" in str(node.target)) == {

@@ -4,11 +4,17 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from spectral_compile.ops.token_mean import token_mean, token_mean_nonzero
+from spectral_compile.ops.token_mean import (
+    token_mean,
+    token_mean_amax,
+    token_mean_nonzero,
+    token_mean_nonzero_amax,
+)
 from tests.fake_kernels import assert_fake_agrees, assert_one_trace_serves_all_sizes
 
 mean_op = torch.ops.spectral.token_mean.default
 nonzero_op = torch.ops.spectral.token_mean_nonzero.default
+OPS = [mean_op, nonzero_op, torch.ops.spectral.token_mean_amax.default, torch.ops.spectral.token_mean_nonzero_amax.default]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -34,7 +40,8 @@ def test_rows_of_zeros_neither_count_nor_are_marked(dtype: torch.dtype) -> None:
     x[1] = -0.0  # also all zero
     x[2, 1:] = 0  # one element is enough
     counted = [r for r in range(40) if r % 4 and r != 1]
-    mean, rows, total = token_mean_nonzero(x, 1)
+    mean, rows, total, common = token_mean_nonzero(x, 1)
+    assert common.tolist() == [0] * 8
     assert (mean.dtype, rows.dtype, total.dtype) == (torch.float32,) * 3
     assert rows.nonzero().flatten().tolist() == counted
     assert rows.unique().tolist() == [0, 1]
@@ -45,7 +52,7 @@ def test_rows_of_zeros_neither_count_nor_are_marked(dtype: torch.dtype) -> None:
 def test_min_rows_counts_rows_that_are_not_zero_and_the_sum_is_always_the_sum() -> None:
     x = torch.zeros(100, 4)
     x[:7] = 2
-    mean, rows, total = token_mean_nonzero(x, 8)
+    mean, rows, total, _ = token_mean_nonzero(x, 8)
     assert mean.tolist() == [0] * 4
     assert rows.sum() == 7
     assert total.tolist() == [14] * 4
@@ -59,7 +66,7 @@ def test_all_rows_zero_gives_zeros_and_not_nan() -> None:
 def test_a_row_of_nan_is_not_a_row_of_zeros() -> None:
     x = torch.zeros(3, 2)
     x[1, 0] = torch.nan
-    mean, rows, total = token_mean_nonzero(x, 1)
+    mean, rows, total, _ = token_mean_nonzero(x, 1)
     assert rows.tolist() == [0, 1, 0]
     assert mean.isnan().tolist() == [True, False]
     assert total.isnan().tolist() == [True, False]
@@ -71,8 +78,25 @@ def test_the_smallest_subnormal_is_not_zero() -> None:
     assert token_mean_nonzero(x, 1)[1].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("op", [mean_op, nonzero_op], ids=["token_mean", "token_mean_nonzero"])
-class TestBoth:
+def test_the_common_mean_is_the_mean_where_every_row_counts() -> None:
+    x = torch.randn(40, 6)
+    mean, _, _, common = token_mean_nonzero(x, 1)
+    assert torch.equal(mean, common)
+    assert mean.any()
+
+
+@pytest.mark.parametrize("zero_row", [False, True])
+def test_amax_is_that_of_what_stays(zero_row: bool) -> None:
+    x = torch.randn(40, 6) + 3
+    x[3] *= not zero_row
+    assert token_mean_amax(x, 1)[1] == (x - x.mean(0)).abs().max()
+    mean, rows, _, common, largest, largest_common = token_mean_nonzero_amax(x, 1)
+    assert largest == (x - rows[:, None] * mean).abs().max()
+    assert largest_common == (x.abs() if zero_row else (x - common).abs()).max()
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+class TestAll:
     def test_the_fake_kernel_agrees(self, op: torch._ops.OpOverload) -> None:
         for x in (
             torch.randn(40, 6),

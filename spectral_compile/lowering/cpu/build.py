@@ -39,7 +39,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     ),
     "spectral_column_mean": (
         *(_pointer, _int, _long, _long, _long),  # data, bf16, rows, cols, row_stride
-        *(_long, _pointer, _pointer, _pointer, _int),  # min_rows, mean, nonzero, total, threads
+        *(_long, _pointer, _pointer, _pointer),  # min_rows, mean, nonzero, total
+        *(_pointer, _pointer, _pointer, _int),  # common, amax, common_amax, threads
     ),
     "spectral_finish_product": (
         *(_pointer, _int, _long, _long, _float, _float),  # product, bf16, m, n, scale_a, scale_b
@@ -80,7 +81,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the types of the kernels' arguments."""
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _int if name == "spectral_column_mean" else None
     return library
 
 

@@ -121,11 +121,13 @@ void spectral_dequantize(const uint8_t* codes, const uint8_t* scales, int format
   bf16 ? run_to(static_cast<Bf16*>(values)) : run_to(static_cast<float*>(values));
 }
 
-// nonzero [rows] may be null: then every row counts; so may total [cols].
-void spectral_column_mean(const void* data, int bf16, int64_t rows, int64_t cols, int64_t row_stride,
-                          int64_t min_rows, float* mean, float* nonzero, float* total, int threads) {
-  const auto run = [&](auto* x) { column_mean(x, rows, cols, row_stride, min_rows, mean, nonzero, total, threads); };
-  bf16 ? run(static_cast<const Bf16*>(data)) : run(static_cast<const float*>(data));
+// All but mean may be null: what is not null is written, but see ColumnMean for amax and common_amax.
+int spectral_column_mean(const void* data, int bf16, int64_t rows, int64_t cols, int64_t row_stride, int64_t min_rows,
+                         float* mean, float* nonzero, float* total, float* common, float* amax, float* common_amax,
+                         int threads) {
+  const ColumnMean to{mean, nonzero, total, common, amax, common_amax};
+  const auto run = [&](auto* x) { return column_mean(x, rows, cols, row_stride, min_rows, to, threads); };
+  return bf16 ? run(static_cast<const Bf16*>(data)) : run(static_cast<const float*>(data));
 }
 
 // left [m, rank] and right [rank, n] are of rank 0 where there is no term; left may be null where rank is 1. out may be

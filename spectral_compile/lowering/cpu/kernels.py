@@ -13,47 +13,72 @@ from spectral_compile.ops import dequantize as dequantize_op
 from spectral_compile.ops import round as round_op
 from spectral_compile.ops import scaled_mm as scaled_mm_op
 from spectral_compile.ops import token_mean as token_mean_op
-from spectral_compile.ops.library import implement
+from spectral_compile.ops.library import copy_into, implement
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def dequantize(codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int) -> Tensor:
+def dequantize(
+    codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int, *, out: tuple[Tensor]
+) -> None:
     """spectral::dequantize: fp32 [rows, cols], equal to the reference's."""
     kernels = library()
     if kernels is None or format not in KINDS:
-        return dequantize_op.dequantize(codes, scales, amax, format, rows, cols)
-    return _values(kernels, codes, scales, format, rows, cols, _scale(amax, format), torch.float32)
+        return copy_into(out, dequantize_op.dequantize(codes, scales, amax, format, rows, cols))
+    return _fill(kernels, codes, scales, format, _scale(amax, format), out[0])
 
 
-def carry(codes: Tensor, scales: Tensor, format: str, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+def carry(
+    codes: Tensor, scales: Tensor, format: str, rows: int, cols: int, dtype: torch.dtype, *, out: tuple[Tensor]
+) -> None:
     """spectral::carry: [rows, cols] in dtype, equal to the reference's."""
     kernels = library()
     if kernels is None or format not in KINDS:
-        return round_op.carry(codes, scales, format, rows, cols, dtype)
-    return _values(kernels, codes, scales, format, rows, cols, 1.0, dtype)
+        return copy_into(out, round_op.carry(codes, scales, format, rows, cols, dtype))
+    return _fill(kernels, codes, scales, format, 1.0, out[0])
 
 
-def token_mean(x: Tensor, min_rows: int) -> Tensor:
+def token_mean(x: Tensor, min_rows: int, *, out: tuple[Tensor]) -> None:
     """spectral::token_mean: [features], fp32."""
     kernels = library()
     if kernels is None or x.dtype not in _FLOATS:
-        return token_mean_op.token_mean(x, min_rows)
-    mean = x.new_empty(x.shape[1], dtype=torch.float32)
-    _column_mean(kernels, x, min_rows, mean)
-    return mean
+        return copy_into(out, token_mean_op.token_mean(x, min_rows))
+    _column_mean(kernels, x, min_rows, mean=out[0])
+    return None
 
 
-def token_mean_nonzero(x: Tensor, min_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """spectral::token_mean_nonzero: mean [features], rows [tokens], total [features], fp32; one read of x."""
+def token_mean_nonzero(x: Tensor, min_rows: int, *, out: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """spectral::token_mean_nonzero: mean [features], rows [tokens], total and common mean [features]; one read of x."""
     kernels = library()
     if kernels is None or x.dtype not in _FLOATS:
-        return token_mean_op.token_mean_nonzero(x, min_rows)
-    mean = x.new_empty(x.shape[1], dtype=torch.float32)
-    total = torch.empty_like(mean)
-    rows = x.new_empty(x.shape[0], dtype=torch.float32)
-    _column_mean(kernels, x, min_rows, mean, rows, total)
-    return mean, rows, total
+        return copy_into(out, token_mean_op.token_mean_nonzero(x, min_rows))
+    _column_mean(kernels, x, min_rows, *out)
+    return None
+
+
+def token_mean_amax(x: Tensor, min_rows: int, *, out: tuple[Tensor, Tensor]) -> None:
+    """spectral::token_mean_amax: mean [features] and amax []; one read of x, but where x is not finite."""
+    kernels = library()
+    if kernels is None or x.dtype not in _FLOATS:
+        return copy_into(out, token_mean_op.token_mean_amax(x, min_rows))
+    mean, largest = out
+    if not _column_mean(kernels, x, min_rows, mean=mean, amax=largest):
+        amax(x, mean, None, out=(largest,))
+    return None
+
+
+def token_mean_nonzero_amax(
+    x: Tensor, min_rows: int, *, out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    """spectral::token_mean_nonzero_amax: as token_mean_nonzero, and both amax []; one read of x, as above."""
+    kernels = library()
+    if kernels is None or x.dtype not in _FLOATS:
+        return copy_into(out, token_mean_op.token_mean_nonzero_amax(x, min_rows))
+    if not _column_mean(kernels, x, min_rows, *out):
+        mean, rows, _, common, largest, largest_common = out
+        amax(x, mean, rows, out=(largest,))
+        amax(x, common, None, out=(largest_common,))
+    return None
 
 
 def scaled_mm(
@@ -74,7 +99,9 @@ def scaled_mm(
     b_format: str,
     carrier: str,
     out_dtype: torch.dtype,
-) -> Tensor:
+    *,
+    out: tuple[Tensor],
+) -> None:
     """spectral::scaled_mm: [m, n] in out_dtype; sums are fp32, in another order than the reference's.
 
     torch's bf16 product on a CPU rounds its fp32 sums to bf16. Where the result is bf16 that is one rounding
@@ -83,30 +110,27 @@ def scaled_mm(
     """
     kernels = library()
     if kernels is None or (a_format not in KINDS and b_format not in KINDS):
-        return scaled_mm_op.scaled_mm(
-            *(a_codes, a_scales, a_amax, b_codes, b_scales, b_amax, left, right),
-            *(m, n, k),
-            *(a_k_last, b_k_last),
-            *(a_format, b_format, carrier),
-            out_dtype,
-        )
+        stored = (a_codes, a_scales, a_amax, b_codes, b_scales, b_amax)
+        how = (m, n, k, a_k_last, b_k_last, a_format, b_format, carrier, out_dtype)
+        return copy_into(out, scaled_mm_op.scaled_mm(*stored, left, right, *how))
     narrow = all(f in KINDS or c.dtype == torch.bfloat16 for f, c in ((a_format, a_codes), (b_format, b_codes)))
     dtype = torch.bfloat16 if narrow and carrier == "bf16" and out_dtype == torch.bfloat16 else torch.float32
     a = _operand(kernels, a_codes, a_scales, a_format, *((m, k) if a_k_last else (k, m)), dtype)
     b = _operand(kernels, b_codes, b_scales, b_format, *((n, k) if b_k_last else (k, n)), dtype)
     product = torch.mm(a if a_k_last else a.t(), b.t() if b_k_last else b)
 
-    written = out_dtype if out_dtype in DTYPES else torch.float32
-    out = product if product.dtype == written else product.new_empty((m, n), dtype=written)
+    result = out[0] if out_dtype in DTYPES else product  # which is fp32, for fp16
     rank = 0 if right is None else 1 if right.dim() == 1 else right.shape[0]
     left = None if left is None else fp32(left)
     right = None if right is None else fp32(right)
     kernels.spectral_finish_product(
         *(product.data_ptr(), product.dtype == torch.bfloat16, m, n),
         *(_scale(a_amax, a_format), _scale(b_amax, b_format)),
-        *(pointer(left), pointer(right), rank, out.data_ptr(), out.dtype == torch.bfloat16, threads(out)),
+        *(pointer(left), pointer(right), rank, result.data_ptr(), result.dtype == torch.bfloat16, threads(result)),
     )
-    return out.to(out_dtype)
+    if result is not out[0]:
+        out[0].copy_(result)
+    return None
 
 
 def _operand(
@@ -115,7 +139,9 @@ def _operand(
     """What is multiplied, [rows, cols], less the tensor scale; an identity operand as it is."""
     if format not in KINDS:
         return codes[:, :cols].to(dtype)
-    return _values(kernels, codes, scales, format, rows, cols, 1.0, dtype)
+    values = codes.new_empty((rows, cols), dtype=dtype)
+    _fill(kernels, codes, scales, format, 1.0, values)
+    return values
 
 
 def _scale(amax: Tensor, format: str) -> float:
@@ -124,25 +150,14 @@ def _scale(amax: Tensor, format: str) -> float:
     return 1.0 if scale is None else scale.item()
 
 
-def _values(
-    kernels: ctypes.CDLL,
-    codes: Tensor,
-    scales: Tensor,
-    format: str,
-    rows: int,
-    cols: int,
-    factor: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """code * block scale * factor: [rows, cols], contiguous, in fp32 or (exact with factor 1) bf16."""
+def _fill(kernels: ctypes.CDLL, codes: Tensor, scales: Tensor, format: str, factor: float, values: Tensor) -> None:
+    """values [rows, cols], contiguous fp32 or (exact with factor 1) bf16: code * block scale * factor."""
     codes, scales = codes.contiguous(), scales.contiguous()
     tile_rows = 1 if scales.shape[0] == codes.shape[0] else FORMATS[format].block
-    values = codes.new_empty((rows, cols), dtype=dtype)
     kernels.spectral_dequantize(
-        *(codes.data_ptr(), scales.data_ptr(), KINDS[format], scales.shape[1], tile_rows, rows, cols, factor),
-        *(values.data_ptr(), dtype == torch.bfloat16, threads(values)),
+        *(codes.data_ptr(), scales.data_ptr(), KINDS[format], scales.shape[1], tile_rows, *values.shape, factor),
+        *(values.data_ptr(), values.dtype == torch.bfloat16, threads(values)),
     )
-    return values
 
 
 def _column_mean(
@@ -152,18 +167,29 @@ def _column_mean(
     mean: Tensor,
     nonzero: Tensor | None = None,
     total: Tensor | None = None,
-) -> None:
-    """Fill mean [features] (and nonzero [tokens], total [features]) of x [tokens, features]."""
+    common: Tensor | None = None,
+    amax: Tensor | None = None,
+    common_amax: Tensor | None = None,
+) -> bool:
+    """Fill what is given: of x [tokens, features]. False: amax and common_amax are still to be found."""
     x = readable(x)
     if x.stride(1) != 1:
         x = x.contiguous()
-    kernels.spectral_column_mean(
-        *(x.data_ptr(), x.dtype == torch.bfloat16, *x.shape, x.stride(0)),
-        *(min_rows, mean.data_ptr(), pointer(nonzero), pointer(total), threads(x)),
+    found: int = kernels.spectral_column_mean(
+        *(x.data_ptr(), x.dtype == torch.bfloat16, *x.shape, x.stride(0), min_rows),
+        *map(pointer, (mean, nonzero, total, common, amax, common_amax)),
+        threads(x),
     )
+    return found != 0
+
+
+_KERNELS = (
+    *(quantize, round, amax, dequantize, carry, scaled_mm),
+    *(token_mean, token_mean_nonzero, token_mean_amax, token_mean_nonzero_amax),
+)
 
 
 def register() -> None:
     """Put these functions behind the operators on the CPU."""
-    for function in (quantize, round, amax, dequantize, carry, token_mean, token_mean_nonzero, scaled_mm):
-        implement(function.__name__, function, "CPU")
+    for kernel in _KERNELS:
+        implement(kernel.__name__, kernel, "CPU")

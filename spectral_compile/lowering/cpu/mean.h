@@ -1,7 +1,9 @@
-// Column means, with the rows that are not all zero told apart: one read of the matrix.
+// Column means, with the rows that are not all zero told apart, and the largest magnitude once the mean is taken out:
+// one read of the matrix.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "elements.h"
@@ -13,43 +15,134 @@ namespace spectral {
 // number of threads, with the rounding error of a short sum.
 constexpr int64_t CHUNK_ROWS = 64;
 
-// Sums of rows [begin, end) into sum [cols]; where nonzero is not null, nonzero[row] = 1 if the row has a nonzero.
+// So many vectors of each of a chunk's rows are in registers at once, with their sums, minima and maxima.
+constexpr int STRIP_VECTORS = 8;
+
+// Of the rows in a chunk that count: as many rows [chunks, cols] as there are chunks.
+struct ChunkSums {
+  std::unique_ptr<float[]> sum, least, largest;  // the latter two may be null
+
+  ChunkSums(int64_t chunks, int64_t cols, bool extremes)
+      : sum(new float[chunks * cols]),
+        least(extremes ? new float[chunks * cols] : nullptr),
+        largest(extremes ? new float[chunks * cols] : nullptr) {}
+};
+
 template <class T>
-void sum_chunk(const T* x, int64_t begin, int64_t end, int64_t cols, int64_t row_stride, float* sum, float* nonzero) {
-  std::fill(sum, sum + cols, 0.0f);
-  for (int64_t row = begin; row < end; ++row) {
-    i32x16 any{};
-    for (int64_t col = 0; col < cols; col += LANES) {
-      const int64_t left = cols - col;
-      const f32x16 value = load_some(x + row * row_stride + col, left);
-      any |= magnitude_bits(value);
-      store_some(sum + col, load_some(sum + col, left) + value, left);
+bool has_nonzero(const T* row, int64_t cols) {
+  for (int64_t col = 0; col < cols; col += LANES) {  // nearly always the first vector tells
+    if (reduce_lanes<Larger>(magnitude_bits(load_some(row + col, cols - col)))[0] != 0) return true;
+  }
+  return false;
+}
+
+// Columns from `col` on, `left` of them but at most a strip's, of `count` rows.
+template <bool extremes, class T>
+[[gnu::noinline]] void sum_strip(const T* const* rows, int64_t count, int64_t col, int64_t left, float* sum,
+                                 float* least, float* largest) {
+  f32x16 sums[STRIP_VECTORS] = {}, low[STRIP_VECTORS], high[STRIP_VECTORS];
+  for (int i = 0; i < STRIP_VECTORS; ++i) low[i] = splat(INFINITY), high[i] = splat(-INFINITY);
+  const auto add = [&](int i, f32x16 value) {
+    sums[i] += value;
+    if constexpr (extremes) {
+      low[i] = min(value, low[i]);
+      high[i] = max(value, high[i]);
     }
-    if (nonzero) nonzero[row] = reduce_lanes<Larger>(any)[0] != 0;
+  };
+  if (left >= STRIP_VECTORS * LANES) {
+    for (int64_t r = 0; r < count; ++r) {
+      const T* from = rows[r] + col;
+      if (r + 4 < count) {
+        const char* ahead = reinterpret_cast<const char*>(rows[r + 4] + col);
+        for (size_t line = 0; line < STRIP_VECTORS * LANES * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < STRIP_VECTORS; ++i) add(i, load16(from + i * LANES));
+    }
+  } else {
+    for (int64_t r = 0; r < count; ++r) {
+      for (int i = 0; i < STRIP_VECTORS; ++i) add(i, load_some(rows[r] + col + i * LANES, left - i * LANES));
+    }
+  }
+  for (int i = 0; i < STRIP_VECTORS && i * LANES < left; ++i) {
+    const int64_t at = col + i * LANES;
+    store_some(sum + at, sums[i], left - i * LANES);
+    if constexpr (extremes) {
+      store_some(least + at, low[i], left - i * LANES);
+      store_some(largest + at, high[i], left - i * LANES);
+    }
   }
 }
 
-// mean [cols] of x [rows, cols] over the rows that count: those with a nonzero where nonzero [rows], which is filled,
-// is given, else all. Zeros below min_rows such rows. total [cols], where given, is the sum itself.
+// Rows [begin, end) to row `chunk` of `to`; where nonzero is not null, nonzero[row] = 1 if the row has a nonzero, and
+// rows without one do not count. (To leave zeros out of a sum that starts with 0 changes no bit of it.)
 template <class T>
-void column_mean(const T* x, int64_t rows, int64_t cols, int64_t row_stride, int64_t min_rows, float* mean,
-                 float* nonzero, float* total, int threads) {
-  const int64_t chunks = divide_up(rows, CHUNK_ROWS);
-  std::unique_ptr<float[]> sums(new float[chunks * cols]);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t begin = chunk * CHUNK_ROWS;
-    sum_chunk(x, begin, std::min(begin + CHUNK_ROWS, rows), cols, row_stride, &sums[chunk * cols], nonzero);
+void sum_chunk(const T* x, int64_t chunk, int64_t rows, int64_t cols, int64_t row_stride, float* nonzero,
+               const ChunkSums& to) {
+  const T* counted[CHUNK_ROWS];
+  int64_t count = 0;
+  for (int64_t row = chunk * CHUNK_ROWS; row < std::min((chunk + 1) * CHUNK_ROWS, rows); ++row) {
+    const T* from = x + row * row_stride;
+    const bool counts = !nonzero || has_nonzero(from, cols);
+    if (nonzero) nonzero[row] = counts;
+    if (counts) counted[count++] = from;
   }
+  float* sum = &to.sum[chunk * cols];
+  for (int64_t col = 0; col < cols; col += STRIP_VECTORS * LANES) {
+    if (to.least)
+      sum_strip<true>(counted, count, col, cols - col, sum, &to.least[chunk * cols], &to.largest[chunk * cols]);
+    else
+      sum_strip<false>(counted, count, col, cols - col, sum, nullptr, nullptr);
+  }
+}
 
-  const int64_t count = nonzero ? std::count(nonzero, nonzero + rows, 1.0f) : rows;
+// What may be asked of a matrix [rows, cols]; any but mean may be null.
+struct ColumnMean {
+  float* mean;     // [cols], over the rows that count: those with a nonzero where `nonzero` is asked for, else all
+  float* nonzero;  // [rows]
+  float* total;    // [cols]: the sum
+  float* common;   // [cols]: the mean where all rows count, else 0
+  float* amax;         // []: largest magnitude less the mean in the rows that count,
+  float* common_amax;  // []: and less the common mean; both stay unwritten, and false is returned, where a sum is not
+                       // finite or there is no mean
+};
+
+// Zeros for means below min_rows rows that count.
+template <class T>
+bool column_mean(const T* x, int64_t rows, int64_t cols, int64_t row_stride, int64_t min_rows, const ColumnMean& to,
+                 int threads) {
+  const int64_t chunks = divide_up(rows, CHUNK_ROWS);
+  const ChunkSums partial(chunks, cols, to.amax != nullptr);
 #pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum_chunk(x, chunk, rows, cols, row_stride, to.nonzero, partial);
+
+  const int64_t count = to.nonzero ? std::count(to.nonzero, to.nonzero + rows, 1.0f) : rows;
+  bool finite = true;
+  float largest = 0, largest_common = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : finite) \
+    reduction(max : largest, largest_common)
   for (int64_t col = 0; col < cols; ++col) {
     double sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * cols + col];
-    mean[col] = count < min_rows ? 0.0f : static_cast<float>(sum / std::max<int64_t>(count, 1));
-    if (total) total[col] = static_cast<float>(sum);
+    float low = INFINITY, high = -INFINITY;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t at = chunk * cols + col;
+      sum += partial.sum[at];
+      if (to.amax) low = std::min(low, partial.least[at]), high = std::max(high, partial.largest[at]);
+    }
+    const float mean = count < min_rows ? 0.0f : static_cast<float>(sum / std::max<int64_t>(count, 1));
+    const float common = count == rows ? mean : 0.0f;
+    to.mean[col] = mean;
+    if (to.total) to.total[col] = static_cast<float>(sum);
+    if (to.common) to.common[col] = common;
+    // Subtraction is monotone, also once rounded: what lies farthest from the mean is the least or the largest.
+    finite = finite && std::isfinite(mean) && std::isfinite(sum);
+    largest = std::max({largest, std::fabs(low - mean), std::fabs(high - mean)});
+    largest_common = std::max({largest_common, std::fabs(low - common), std::fabs(high - common)});
   }
+  if (!to.amax || !finite || count < min_rows || count == 0) return false;
+  *to.amax = std::isfinite(largest) ? largest : NAN;
+  if (to.common_amax) *to.common_amax = std::isfinite(largest_common) ? largest_common : NAN;
+  return true;
 }
 
 }  // namespace spectral

@@ -11,6 +11,7 @@ from spectral_compile.lowering.cpu.build import library
 from spectral_compile.lowering.cpu.tensors import fp32, pointer, threads, with_contiguous_rows
 from spectral_compile.ops import quantize as quantize_op
 from spectral_compile.ops import round as round_op
+from spectral_compile.ops.library import copy_into
 
 KINDS = {"nvfp4": 0, "mxfp4": 1}  # kernels.cpp's Kind; what is not here runs as the reference
 
@@ -27,24 +28,24 @@ def quantize(
     hadamard: bool,
     stream: int,
     amax: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    out: tuple[Tensor, Tensor, Tensor],
+) -> None:
     """spectral::quantize of x [M, K]."""
+    seed = None if seed is None else seed.to(torch.int64)
+    how = (seed, format, scale, axis, tile_rows, hadamard, stream)
     kernels = library()
     if kernels is None or format not in KINDS:
-        return quantize_op.quantize(x, mean, rows, seed, format, scale, axis, tile_rows, hadamard, stream, amax)
+        return copy_into(out, quantize_op.quantize(x, mean, rows, *how, amax))
     quantize_op.check_quantiser(format, scale, axis, tile_rows, seed)
-
-    kind = FORMATS[format]
-    across, along = (x.shape[0], x.shape[1]) if axis == 1 else (x.shape[1], x.shape[0])
-    blocks, tiles = -(-along // kind.block), -(-across // tile_rows)
-    codes = x.new_empty((across, blocks * (kind.block // 2)), dtype=torch.uint8)
-    scales = x.new_empty((tiles, blocks), dtype=kind.scale_dtype)
-    largest = x.new_empty((), dtype=torch.float32) if amax is None else amax.clone()
-    matrix, seed = _Matrix(x, mean, rows), None if seed is None else seed.to(torch.int64)
-    how = _how(matrix, seed, format, scale, axis, tile_rows, hadamard, stream)
+    codes, scales, largest = out
+    if amax is not None:
+        largest.copy_(amax)
     to = (codes.data_ptr(), scales.data_ptr(), None, False, 0, 0)
-    matrix.give(kernels.spectral_quantize, *how, *to, largest.data_ptr(), amax is not None, threads(x))
-    return codes, scales, largest
+    known = (largest.data_ptr(), amax is not None)
+    matrix = _Matrix(x, mean, rows)
+    matrix.give(kernels.spectral_quantize, *_how(matrix, *how), *to, *known, threads(x))
+    return None
 
 
 def round(
@@ -60,31 +61,36 @@ def round(
     stream: int,
     dtype: torch.dtype,
     amax: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    out: tuple[Tensor, Tensor],
+) -> None:
     """spectral::round of x [M, K]: values [M, K] in dtype, and amax."""
+    seed = None if seed is None else seed.to(torch.int64)
+    how = (seed, format, scale, axis, tile_rows, hadamard, stream)
     kernels = library()
     if kernels is None or format not in KINDS:
-        return round_op.round(x, mean, rows, seed, format, scale, axis, tile_rows, hadamard, stream, dtype, amax)
+        return copy_into(out, round_op.round(x, mean, rows, *how, dtype, amax))
     quantize_op.check_quantiser(format, scale, axis, tile_rows, seed)
-
-    matrix, seed = _Matrix(x, mean, rows), None if seed is None else seed.to(torch.int64)
-    values = x.new_empty(round_op.extents(x, axis, hadamard), dtype=dtype)
+    values, largest = out
+    if amax is not None:
+        largest.copy_(amax)
+    matrix = _Matrix(x, mean, rows)
     lies = values.t().contiguous() if matrix.transposed else values  # as the kernel reads x
-    largest = x.new_empty((), dtype=torch.float32) if amax is None else amax.clone()
-    how = _how(matrix, seed, format, scale, axis, tile_rows, hadamard, stream)
     to = (None, None, lies.data_ptr(), dtype == torch.bfloat16, *lies.shape)
-    matrix.give(kernels.spectral_quantize, *how, *to, largest.data_ptr(), amax is not None, threads(x))
-    return (lies.t().contiguous() if matrix.transposed else lies), largest
+    known = (largest.data_ptr(), amax is not None)
+    matrix.give(kernels.spectral_quantize, *_how(matrix, *how), *to, *known, threads(x))
+    if matrix.transposed:
+        values.copy_(lies.t())
+    return None
 
 
-def amax(x: Tensor, mean: Tensor | None, rows: Tensor | None) -> Tensor:
+def amax(x: Tensor, mean: Tensor | None, rows: Tensor | None, *, out: tuple[Tensor]) -> None:
     """spectral::amax of x [M, K]: [] fp32."""
     kernels = library()
     if kernels is None:
-        return round_op.amax(x, mean, rows)
-    largest = x.new_empty((), dtype=torch.float32)
-    _Matrix(x, mean, rows).give(kernels.spectral_amax, largest.data_ptr(), threads(x))
-    return largest
+        return copy_into(out, round_op.amax(x, mean, rows))
+    _Matrix(x, mean, rows).give(kernels.spectral_amax, out[0].data_ptr(), threads(x))
+    return None
 
 
 class _Matrix:

@@ -51,6 +51,7 @@ inline i32x16 splat(int32_t x) { return x - i32x16{}; }
 
 inline i32x16 max(i32x16 a, i32x16 b) { return a > b ? a : b; }
 inline i32x16 min(i32x16 a, i32x16 b) { return a < b ? a : b; }
+inline f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
 inline f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
 
 // a * b + c, where the product is exact: rounded once or twice is then the same.

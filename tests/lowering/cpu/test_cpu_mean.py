@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from spectral_compile.ops.token_mean import token_mean_nonzero as reference_nonzero
+from tests.fake_kernels import equal_bits
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -47,7 +48,8 @@ def test_token_mean(x: Tensor, min_rows: int) -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(matrices(), st.integers(1, 20))
 def test_token_mean_nonzero(x: Tensor, min_rows: int) -> None:
-    mean, rows, total = torch.ops.spectral.token_mean_nonzero(x, min_rows)
+    mean, rows, total, common = torch.ops.spectral.token_mean_nonzero(x, min_rows)
+    assert torch.equal(common, mean if rows.all() else torch.zeros_like(mean))
     assert torch.equal(rows, reference_nonzero(x, min_rows)[1])
     count = max(rows.sum().item(), 1)
     assert bool(((total - x.double().sum(0)).abs() <= bound(x, 1)).all())
@@ -55,6 +57,37 @@ def test_token_mean_nonzero(x: Tensor, min_rows: int) -> None:
         assert torch.equal(mean, torch.zeros(x.shape[1]))
     else:
         assert bool(((mean - x.double().sum(0) / count).abs() <= bound(x, count)).all())
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@given(matrices(), st.integers(1, 20))
+def test_amax_from_the_same_read_is_that_of_a_search(x: Tensor, min_rows: int) -> None:
+    assert_amax_is_found(x, min_rows)
+
+
+def assert_amax_is_found(x: Tensor, min_rows: int) -> None:
+    """No bit differs, in means or amax, from what the operators without `_amax`, and amax, say."""
+    mean, largest = torch.ops.spectral.token_mean_amax(x, min_rows)
+    assert equal_bits(mean, torch.ops.spectral.token_mean(x, min_rows))
+    assert equal_bits(largest, torch.ops.spectral.amax(x, mean, None))
+    *results, largest, largest_common = torch.ops.spectral.token_mean_nonzero_amax(x, min_rows)
+    expected = torch.ops.spectral.token_mean_nonzero(x, min_rows)
+    assert all(equal_bits(a, b) for a, b in zip(results, expected, strict=True))
+    mean, rows, _, common = expected
+    assert equal_bits(largest, torch.ops.spectral.amax(x, mean, rows))
+    assert equal_bits(largest_common, torch.ops.spectral.amax(x, common, None))
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf"), 3e38, -0.0, 1e-45])
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("min_rows", [1, 200])
+def test_amax_where_sums_overflow_or_elements_are_not_finite(special: float, count: int, min_rows: int) -> None:
+    x = torch.randn(80, 140)
+    x[70], x[5 : 5 + count, 133] = 0, special
+    assert_amax_is_found(x, min_rows)
+    assert_amax_is_found(torch.full((80, 3), special), min_rows)
+    x[7, 133] = -special  # another infinity makes NaN of the sum
+    assert_amax_is_found(x.bfloat16(), min_rows)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,7 +112,7 @@ def test_nan_stays_in_its_column() -> None:
 
 
 def test_no_tokens() -> None:
-    mean, rows, total = torch.ops.spectral.token_mean_nonzero(torch.empty(0, 4), 1)
+    mean, rows, total, _ = torch.ops.spectral.token_mean_nonzero(torch.empty(0, 4), 1)
     assert (mean.tolist(), rows.shape, total.tolist()) == ([0.0] * 4, (0,), [0.0] * 4)
     assert torch.ops.spectral.token_mean(torch.empty(0, 4), 1).tolist() == [0.0] * 4
 
@@ -91,7 +124,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
         results = []
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            results.append(torch.ops.spectral.token_mean_nonzero(x, 2))
+            results.append(torch.ops.spectral.token_mean_nonzero_amax(x, 2))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
