@@ -104,7 +104,8 @@ def _recorded() -> Iterator[Counter[Call]]:
     """While this lasts, calls of our operators are written down: compiled code looks each up and calls it."""
     calls: Counter[Call] = Counter()
     names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
-    overloads = [getattr(torch.ops.spectral, name).default for space, _, name in names if space == "spectral"]
+    packets = {getattr(torch.ops.spectral, name.partition(".")[0]) for space, _, name in names if space == "spectral"}
+    overloads = [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
     originals = [overload._op for overload in overloads]
 
     def recording(overload: OpOverload, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,8 +125,8 @@ def _recorded() -> Iterator[Counter[Call]]:
 
 
 def _call(overload: OpOverload, arguments: tuple[Any, ...], named: dict[str, Any]) -> Call:
-    names = [argument.name for argument in overload._schema.arguments]
-    given = {**dict(zip(names, arguments, strict=False)), **named}
+    names = [argument.name for argument in overload._schema.arguments if not argument.is_out]
+    given = {**dict(zip(names, arguments, strict=False)), **{n: v for n, v in named.items() if n in names}}
     known = tuple((name, 0 if name == "stream" else _known(value)) for name, value in given.items())
     return Call(overload._schema.name.partition("::")[2], known)  # whatever the stream: its bits take as long
 

@@ -10,15 +10,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from spectral_compile.formats import FORMATS
 from spectral_compile.lowering import cpu
-from spectral_compile.lowering.cpu import kernels
 
+spectral = torch.ops.spectral
 Thunk = Callable[[], object]
 
 
@@ -72,23 +74,30 @@ QUANTISERS = (
 
 
 def cases(x: Tensor) -> Iterator[tuple[str, int, Thunk]]:
-    """Name, bytes read and call of each kernel, on x [tokens, features]."""
+    """Name, bytes read and call of each kernel, on x [tokens, features]; results go where Inductor would have them."""
     mean, rows, seed = x.float().mean(0), torch.ones(x.shape[0]), torch.tensor([1])
     for name, axis, format, scale, tile_rows, extras in QUANTISERS:
         centre = (mean, rows) if "centred" in extras else (None, None)
         key = seed if "stochastic" in extras else None
         arguments = (x, *centre, key, format, scale, axis, tile_rows, "hadamard" in extras, 1)
-        yield name, x.nbytes, lambda a=arguments: kernels.quantize(*a)
-    yield "token_mean", x.nbytes, lambda: kernels.token_mean(x, 2)
-    yield "token_mean_nonzero", x.nbytes, lambda: kernels.token_mean_nonzero(x, 2)
+        yield f"{name}: codes", x.nbytes, _in_place(spectral.quantize, *arguments)
+        yield f"{name}: values", x.nbytes, _in_place(spectral.round, *arguments, torch.bfloat16)
+    yield "largest magnitude", x.nbytes, lambda: spectral.amax(x, None, None)
+    for operator in (spectral.token_mean_amax, spectral.token_mean_nonzero_amax):
+        yield str(operator).removeprefix("spectral."), x.nbytes, _in_place(operator, x, 2)
+    for format in ("nvfp4", "mxfp4"):
+        codes, scales, _ = spectral.quantize(x, None, None, None, format, FORMATS[format].scales[0], 1, 1, False, 0)
+        # Reads a quarter of what it writes: compared with a copy of what it writes.
+        yield f"{format} codes to bf16", x.nbytes, _in_place(spectral.carry, codes, scales, format, *x.shape, x.dtype)
 
-    library = kernels.library()
-    for format, scale in (("nvfp4", "amax"), ("mxfp4", "floor")):
-        codes, scales, _ = kernels.quantize(x, None, None, None, format, scale, 1, 1, False, 0)
-        for dtype in (torch.bfloat16, torch.float32):
-            arguments = (library, codes, scales, format, *x.shape, 1.0, dtype)
-            # Reads a quarter of what it writes: compared with a copy of what it writes.
-            yield f"{format} to {dtype}", x.numel() * dtype.itemsize, lambda a=arguments: kernels._values(*a)
+
+def _in_place(operator: Any, *arguments: Any) -> Thunk:
+    """The operator, writing into the tensors that a first call returned."""
+    results = operator(*arguments)
+    if isinstance(results, Tensor):
+        return lambda: operator.out(*arguments, out=results)
+    named = {f"out{i}": result for i, result in enumerate(results)}
+    return lambda: operator.out(*arguments, **named)
 
 
 def take_turns(first: Thunk, second: Thunk, rounds: int) -> tuple[list[float], list[float]]:

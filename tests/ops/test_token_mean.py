@@ -14,7 +14,12 @@ from tests.fake_kernels import assert_fake_agrees, assert_one_trace_serves_all_s
 
 mean_op = torch.ops.spectral.token_mean.default
 nonzero_op = torch.ops.spectral.token_mean_nonzero.default
-OPS = [mean_op, nonzero_op, torch.ops.spectral.token_mean_amax.default, torch.ops.spectral.token_mean_nonzero_amax.default]
+OPS = [
+    mean_op,
+    nonzero_op,
+    torch.ops.spectral.token_mean_amax.default,
+    torch.ops.spectral.token_mean_nonzero_amax.default,
+]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 

@@ -1,6 +1,7 @@
 """The spectral:: operators on the CPU: tensors in and out of the C++ kernels; the reference without them."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,9 +111,9 @@ def scaled_mm(
     """
     kernels = library()
     if kernels is None or (a_format not in KINDS and b_format not in KINDS):
-        stored = (a_codes, a_scales, a_amax, b_codes, b_scales, b_amax)
-        how = (m, n, k, a_k_last, b_k_last, a_format, b_format, carrier, out_dtype)
-        return copy_into(out, scaled_mm_op.scaled_mm(*stored, left, right, *how))
+        stored: Any = (a_codes, a_scales, a_amax, b_codes, b_scales, b_amax, left, right)
+        how: Any = (m, n, k, a_k_last, b_k_last, a_format, b_format, carrier, out_dtype)
+        return copy_into(out, scaled_mm_op.scaled_mm(*stored, *how))
     narrow = all(f in KINDS or c.dtype == torch.bfloat16 for f, c in ((a_format, a_codes), (b_format, b_codes)))
     dtype = torch.bfloat16 if narrow and carrier == "bf16" and out_dtype == torch.bfloat16 else torch.float32
     a = _operand(kernels, a_codes, a_scales, a_format, *((m, k) if a_k_last else (k, m)), dtype)

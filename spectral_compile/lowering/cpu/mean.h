@@ -15,8 +15,9 @@ namespace spectral {
 // number of threads, with the rounding error of a short sum.
 constexpr int64_t CHUNK_ROWS = 64;
 
-// So many vectors of each of a chunk's rows are in registers at once, with their sums, minima and maxima.
-constexpr int STRIP_VECTORS = 8;
+// So many columns are worked on at once: their sums, minima and maxima stay in the first-level cache, and enough of each
+// row is read in one go for the CPU's own prefetching.
+constexpr int64_t STRIP = 1024;
 
 // Of the rows in a chunk that count: as many rows [chunks, cols] as there are chunks.
 struct ChunkSums {
@@ -36,41 +37,38 @@ bool has_nonzero(const T* row, int64_t cols) {
   return false;
 }
 
-// Columns from `col` on, `left` of them but at most a strip's, of `count` rows.
-template <bool extremes, class T>
-[[gnu::noinline]] void sum_strip(const T* const* rows, int64_t count, int64_t col, int64_t left, float* sum,
-                                 float* least, float* largest) {
-  f32x16 sums[STRIP_VECTORS] = {}, low[STRIP_VECTORS], high[STRIP_VECTORS];
-  for (int i = 0; i < STRIP_VECTORS; ++i) low[i] = splat(INFINITY), high[i] = splat(-INFINITY);
-  const auto add = [&](int i, f32x16 value) {
-    sums[i] += value;
-    if constexpr (extremes) {
-      low[i] = min(value, low[i]);
-      high[i] = max(value, high[i]);
+// Of columns [begin, end), in memory that is added to.
+struct Sums {
+  float *sum, *least, *largest;
+};
+
+// Adds `count` rows in order, which are read side by side so that the sums are loaded and stored once for all of them.
+template <int count, bool extremes, class T>
+void add_rows(const T* const* rows, int64_t begin, int64_t end, const Sums& to) {
+  for (int64_t col = begin; col < end; col += LANES) {
+    const int64_t left = end - col;
+    f32x16 sum = load_some(to.sum + col, left), low, high;
+    if constexpr (extremes) low = load_some(to.least + col, left), high = load_some(to.largest + col, left);
+    for (int r = 0; r < count; ++r) {
+      const f32x16 value = load_some(rows[r] + col, left);
+      sum += value;
+      if constexpr (extremes) low = min(value, low), high = max(value, high);
     }
-  };
-  if (left >= STRIP_VECTORS * LANES) {
-    for (int64_t r = 0; r < count; ++r) {
-      const T* from = rows[r] + col;
-      if (r + 4 < count) {
-        const char* ahead = reinterpret_cast<const char*>(rows[r + 4] + col);
-        for (size_t line = 0; line < STRIP_VECTORS * LANES * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < STRIP_VECTORS; ++i) add(i, load16(from + i * LANES));
-    }
-  } else {
-    for (int64_t r = 0; r < count; ++r) {
-      for (int i = 0; i < STRIP_VECTORS; ++i) add(i, load_some(rows[r] + col + i * LANES, left - i * LANES));
-    }
+    store_some(to.sum + col, sum, left);
+    if constexpr (extremes) store_some(to.least + col, low, left), store_some(to.largest + col, high, left);
   }
-  for (int i = 0; i < STRIP_VECTORS && i * LANES < left; ++i) {
-    const int64_t at = col + i * LANES;
-    store_some(sum + at, sums[i], left - i * LANES);
-    if constexpr (extremes) {
-      store_some(least + at, low[i], left - i * LANES);
-      store_some(largest + at, high[i], left - i * LANES);
-    }
+}
+
+template <bool extremes, class T>
+[[gnu::noinline]] void sum_rows(const T* const* rows, int64_t count, int64_t cols, const Sums& to) {
+  std::fill(to.sum, to.sum + cols, 0.0f);
+  if constexpr (extremes) std::fill(to.least, to.least + cols, INFINITY);
+  if constexpr (extremes) std::fill(to.largest, to.largest + cols, -INFINITY);
+  for (int64_t begin = 0; begin < cols; begin += STRIP) {
+    const int64_t end = std::min(begin + STRIP, cols);
+    int64_t r = 0;
+    for (; r + 4 <= count; r += 4) add_rows<4, extremes>(rows + r, begin, end, to);
+    for (; r < count; ++r) add_rows<1, extremes>(rows + r, begin, end, to);
   }
 }
 
@@ -88,12 +86,10 @@ void sum_chunk(const T* x, int64_t chunk, int64_t rows, int64_t cols, int64_t ro
     if (counts) counted[count++] = from;
   }
   float* sum = &to.sum[chunk * cols];
-  for (int64_t col = 0; col < cols; col += STRIP_VECTORS * LANES) {
-    if (to.least)
-      sum_strip<true>(counted, count, col, cols - col, sum, &to.least[chunk * cols], &to.largest[chunk * cols]);
-    else
-      sum_strip<false>(counted, count, col, cols - col, sum, nullptr, nullptr);
-  }
+  if (to.least)
+    sum_rows<true>(counted, count, cols, {sum, &to.least[chunk * cols], &to.largest[chunk * cols]});
+  else
+    sum_rows<false>(counted, count, cols, {sum, nullptr, nullptr});
 }
 
 // What may be asked of a matrix [rows, cols]; any but mean may be null.

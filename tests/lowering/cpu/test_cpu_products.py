@@ -8,7 +8,6 @@ from torch import Tensor
 
 from spectral_compile.formats import FORMATS, Quantized
 from spectral_compile.formats.quantized import block_values
-from spectral_compile.lowering.cpu import build
 from spectral_compile.ops.dequantize import carried, scale_of
 from spectral_compile.ops.dequantize import dequantize as dequantize_reference
 from spectral_compile.ops.scaled_mm import scaled_mm as scaled_mm_reference

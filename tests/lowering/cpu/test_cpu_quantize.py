@@ -64,11 +64,12 @@ def assert_rounds_as_reference(case: Case) -> None:
     known = None if case.hadamard or case.format == "mxfp4" else torch.ops.spectral.amax(x, mean, rows)
     if known is not None:
         assert same_bits(known, reference_amax(x, mean, rows))
-        assert all(same_bits(*ab) for ab in zip(torch.ops.spectral.quantize(*arguments, known), case.quantized()))
+        with_known = torch.ops.spectral.quantize(*arguments, known)
+        assert all(same_bits(a, b) for a, b in zip(with_known, case.quantized(), strict=True))
     for dtype in (torch.bfloat16, torch.float32):
         expected, expected_largest = reference_round(*arguments, dtype)
-        for given in {None, known}:
-            values, largest = torch.ops.spectral.round(*arguments, dtype, given)
+        for found in {None, known}:
+            values, largest = torch.ops.spectral.round(*arguments, dtype, found)
             assert values.is_contiguous()
             assert same_but_nans_bits(values, expected)
             assert same_bits(largest, expected_largest)
