@@ -1,8 +1,10 @@
 """Four-bit training as a compiler pass: `torch.compile(model, backend="spectral")`."""
 
 from spectral_compile.backend import spectral
+from spectral_compile.configure import configure, exclude
 from spectral_compile.randomness import manual_seed
 from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Operand, QuantizeFP4, Rule
+from spectral_compile.registry import register_pass, unregister_pass
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,6 +15,10 @@ __all__ = [
     "QuantizeFP4",
     "Rule",
     "__version__",
+    "configure",
+    "exclude",
     "manual_seed",
+    "register_pass",
     "spectral",
+    "unregister_pass",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import ShortenTraceback
@@ -53,6 +53,7 @@ __all__ = [
     "load_shared_library",
     "min_cut_rematerialization_partition",
     "returned_by_forward",
+    "root_frame_modules",
     "select_decomp_table",
     "statically_known_true",
     "without_caches",
@@ -85,6 +86,19 @@ def guard_on_attribute(module: str, holder: str, attribute: str) -> None:
         return
     source = AttrSource(AttrSource(root.import_source(module), holder), attribute)
     install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
+
+
+def root_frame_modules() -> dict[str, nn.Module]:
+    """Modules among the local variables of the frame that Dynamo is compiling, by name; none outside Dynamo."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    if TracingContext.try_get() is None:
+        return {}
+    try:
+        values = InstructionTranslator.current_tx().output.root_tx.f_locals
+    except AttributeError:
+        return {}
+    return {name: value for name, value in values.items() if isinstance(value, nn.Module)}
 
 
 def dynamo_source_name(placeholder: fx.Node) -> str:

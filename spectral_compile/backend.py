@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import spectral_compile.ops  # noqa: F401  # registers the operators: cached code calls them without passing by here
-from spectral_compile import config, policy
+from spectral_compile import config, policy, registry, scopes, watch
 from spectral_compile._torch import (
     compile_fx,
     guard_on_attribute,
@@ -28,10 +28,11 @@ from spectral_compile.graph import facts as graph_facts
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.lowering import cpu
 from spectral_compile.lowering.eager import compile_eager
-from spectral_compile.pipeline import CarrierPass, PassManager
+from spectral_compile.pipeline import PassManager, PostGradPass, steps
 from spectral_compile.randomness import next_seed
 from spectral_compile.recipes import QuantizeFP4
 from spectral_compile.rules import without_effect
+from spectral_compile.scopes import Scopes
 from spectral_compile.validation import check_name
 
 Compiled = Callable[..., Any]
@@ -51,21 +52,26 @@ def spectral(
     """
     parsed = config.parse_options(options)
     _check_what_is_for_inductor(parsed, mode)
-    guard_on_attribute(config.__name__, config.watch(options), "key")
-    facts = graph_facts.gather(gm, example_inputs)
-    if _nothing_to_do(parsed, facts):
+    guard_on_attribute(watch.__name__, watch.watch(options, scopes.all_holders(gm)), "key")
+    if config.disabled_by_environment() == (config.ALL,) or in_compiled_autograd():
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
+    settings = scopes.gather(gm, parsed)
+    _check_together(settings)
+    _apply_to_dynamo_graph(gm, settings.base)
+    facts = graph_facts.gather(gm, example_inputs)
+    if not facts.has_weights_that_multiply or not _anything_to_do(settings):
+        return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
     if facts.differentiates:
         warnings.warn("spectral: torch.func.grad inside the graph: it stays in high precision", stacklevel=2)
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
-    _warn_of_rules_without_effect(parsed, facts)
-    if not policy.rounds_stochastically(parsed.resolved(), parsed.all_rules()):
-        return _compile(gm, example_inputs, parsed, mode, PassManager(facts, parsed, seed_input=None))
+    _warn_of_rules_without_effect(settings.base, facts)
+    if not any(policy.rounds_stochastically(o.resolved(), o.all_rules()) for o in settings.all_options):
+        return _compile(gm, example_inputs, parsed, mode, PassManager(facts, settings, seed_input=None))
 
     # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
-    manager = PassManager(facts, parsed, seed_input=len(example_inputs))
+    manager = PassManager(facts, settings, seed_input=len(example_inputs))
     device = _device(example_inputs)
     unused_seed = torch.zeros((), dtype=torch.int64, device=device)
     with _another_input(gm, "spectral_seed"):
@@ -90,9 +96,11 @@ def _compile(
     patches = {**inductor_mode_options(mode), **dict(options.inductor)}
     if joint_pass is not None:
         passes: dict[str, Any] = {"joint_custom_pre_pass": joint_pass}
-        if _device(example_inputs).type == "cpu":
+        device = _device(example_inputs).type
+        if device == "cpu":
             _load_cpu_kernels()
-            passes["post_grad_custom_pre_pass"] = CarrierPass()
+        if device == "cpu" or registry.has_registered("post_grad"):
+            passes["post_grad_custom_pre_pass"] = PostGradPass(joint_pass.scopes.base, device)
         for hook in passes:
             if patches.get(hook, getattr(inductor_config, hook)) is not None:
                 raise SpectralValueError(f"Inductor's {hook} is taken by this backend: unset it")
@@ -120,10 +128,25 @@ def _load_cpu_kernels() -> None:
         raise SpectralRuntimeError(str(error)) from None
 
 
-def _nothing_to_do(options: Options, facts: GraphFacts) -> bool:
-    """Optimizer steps, parameter-free graphs and compiled autograd's backward graphs run as Inductor would run them."""
-    quantizable = facts.has_matmul and any(name is not None for name in facts.inputs)
-    return config.disabled_by_environment() or not options.resolved() or not quantizable or in_compiled_autograd()
+def _anything_to_do(settings: Scopes) -> bool:
+    ours = any(options.resolved() for options in settings.all_options)
+    return ours or registry.has_registered("joint") or registry.has_registered("post_grad")
+
+
+def _check_together(settings: Scopes) -> None:
+    """What decorators say may not go with what else is said."""
+    for options in settings.all_options:
+        try:
+            policy.validate(options.resolved(), options.all_rules())
+        except ValueError as error:
+            raise SpectralValueError(str(error)) from None
+
+
+def _apply_to_dynamo_graph(gm: fx.GraphModule, options: Options) -> None:
+    for _, step in steps("dynamo", options, {}):
+        step(gm.graph)
+        gm.graph.lint()
+        gm.recompile()
 
 
 @contextlib.contextmanager

@@ -13,12 +13,15 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 from spectral_compile import policy
 from spectral_compile.errors import SpectralValueError
 from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, PassConfig, QuantizeFP4, Rule
+from spectral_compile.registry import pass_names
 from spectral_compile.validation import check_name, settings
 
 DEFAULT_RECIPE = "auto"
 
 _Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4)
-_PASSES = ", ".join(f"{kind.__name__}(...)" for kind in get_args(PassConfig))
+PASSES = ", ".join(f"{kind.__name__}(...)" for kind in get_args(PassConfig))
+PASS_NAMES: dict[type, str] = {MeanCenter: "mean_center", Hadamard: "hadamard", QuantizeFP4: "quantize_fp4"}
+ALL = "all passes"  # what SPECTRAL_DISABLE=1 means
 
 
 @settings
@@ -32,25 +35,33 @@ class Options:
     inference: whether graphs without a backward are quantised as well ("quantized" or "high-precision").
     codegen: "inductor", or "eager" to run the rewritten graph operator by operator (no C++ compiler needed).
     carrier: the arithmetic that carries FP4 products ("auto" asks the device).
+    disable: names of passes, ours or registered ones, that are left out.
     inductor: options handed on to Inductor, as `torch.compile(backend="inductor", options=...)` takes them.
     """
 
     CALLED: ClassVar[str] = "option"
 
     recipe: str = field(default=DEFAULT_RECIPE, metadata={"expected": f"one of {', '.join(map(repr, RECIPES))}"})
-    passes: tuple[PassConfig, ...] = field(default=(), metadata={"expected": f"a list of passes: {_PASSES}"})
+    passes: tuple[PassConfig, ...] = field(default=(), metadata={"expected": f"a list of passes: {PASSES}"})
     exclude: tuple[str, ...] = field(default=(), metadata={"expected": "a list of regular expressions"})
     rules: tuple[Rule, ...] = field(default=(), metadata={"expected": "a list of Rule(...)"})
     inference: Literal["quantized", "high-precision"] = "quantized"
     codegen: Literal["inductor", "eager"] = "inductor"
     carrier: Literal["auto", "bf16", "fp32"] = "auto"
+    disable: tuple[str, ...] = field(default=(), metadata={"expected": "a list of names of passes"})
     inductor: tuple[tuple[str, Any], ...] = field(default=(), metadata={"expected": "a dict of Inductor's options"})
 
     def resolved(self) -> tuple[PassConfig, ...]:
-        """The passes to run: the recipe's, each replaced by one of the same class in `passes`, then the rest."""
+        """Our passes to run: the recipe's, each replaced by one of the same class in `passes`, then the rest; none that
+        is disabled.
+        """
         chosen: dict[type, PassConfig] = {type(p): p for p in RECIPES[self.recipe] if not isinstance(p, Rule)}
         chosen.update({type(p): p for p in self.passes})
-        return tuple(chosen.values())
+        return tuple(p for p in chosen.values() if self.runs(PASS_NAMES[type(p)]))
+
+    def runs(self, name: str) -> bool:
+        """Whether a pass, ours or a registered one, is left to run."""
+        return name not in self.disable
 
     def all_rules(self) -> tuple[Rule, ...]:
         """Rules in the order in which they are tried: the user's own, then the recipe's."""
@@ -68,10 +79,10 @@ class Options:
 def parse_options(options: Mapping[str, Any] | None) -> Options:
     """Validate what the user wrote. Raises a ValueError that names the key, the value and the nearest valid one."""
     given = dict(options or {})
-    for key in ("passes", "exclude", "rules"):
+    for key in ("passes", "exclude", "rules", "disable"):
         if isinstance(given.get(key), list):
             given[key] = tuple(given[key])
-    for key, kind in (("exclude", str), ("rules", Rule), ("passes", get_args(PassConfig))):
+    for key, kind in (("exclude", str), ("rules", Rule), ("passes", get_args(PassConfig)), ("disable", str)):
         if isinstance(given.get(key), kind):
             given[key] = (given[key],)
     if isinstance(given.get("inductor"), Mapping):
@@ -79,7 +90,12 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
     try:
         for key in given:
             check_name("option", key, [f.name for f in dataclasses.fields(Options)])
+        disabled = disabled_by_environment()
+        if disabled != (ALL,) and isinstance(given.get("disable", ()), tuple):
+            given["disable"] = (*given.get("disable", ()), *disabled)
         parsed = Options(**given)
+        for name in parsed.disable:
+            check_name("pass", name, pass_names())
         check_name("recipe", parsed.recipe, RECIPES)
         _check_passes(parsed)
         _check_patterns(parsed)
@@ -103,35 +119,9 @@ def _check_patterns(options: Options) -> None:
             raise ValueError(f"option 'exclude': {pattern!r} is not a regular expression: {error}") from None
 
 
-def disabled_by_environment() -> bool:
-    """SPECTRAL_DISABLE=1 switches every pass off, for debugging."""
-    return os.environ.get("SPECTRAL_DISABLE", "") not in ("", "0")
-
-
-class Watch:
-    """All that decides how a frame is compiled, as a value that Dynamo's guards can compare at each call.
-
-    Without it, code compiled under one configuration would silently serve another: Dynamo keys its code by the
-    options *object*, which the user may change in place, and knows nothing of the environment.
-    """
-
-    def __init__(self, options: Mapping[str, Any] | None) -> None:
-        self.options = options  # held, so that identities stay unique
-
-    @property
-    def key(self) -> str:
-        """Changes when the configuration does."""
-        return f"{disabled_by_environment()} {dict(self.options or {})!r}"
-
-
-def watch(options: Mapping[str, Any] | None) -> str:
-    """The name, in this module, of the Watch on an options object."""
-    for name, known in _watched.items():
-        if known.options is options:
-            return name
-    name = f"_watch_{len(_watched)}"
-    globals()[name] = _watched[name] = Watch(options)
-    return name
-
-
-_watched: dict[str, Watch] = {}
+def disabled_by_environment() -> tuple[str, ...]:
+    """For debugging, SPECTRAL_DISABLE=mean_center,hadamard switches passes off by name, and SPECTRAL_DISABLE=1 all."""
+    said = os.environ.get("SPECTRAL_DISABLE", "")
+    if said in ("", "0"):
+        return ()
+    return (ALL,) if said in ("1", "yes", "true", "all") else tuple(name.strip() for name in said.split(","))

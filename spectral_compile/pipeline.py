@@ -2,15 +2,17 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
+from spectral_compile import registry
 from spectral_compile._torch import CustomGraphPass, GraphTransformObserver, cpu_multiplies_bf16, graph_input_index
 from spectral_compile.config import Options
+from spectral_compile.errors import SpectralRuntimeError
 from spectral_compile.graph.emit import Emitter
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.graph.provenance import trace
@@ -21,7 +23,10 @@ from spectral_compile.passes.mean_center import mean_center
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
 from spectral_compile.plan import Plan
 from spectral_compile.planner import make_plan
+from spectral_compile.registry import Stage
+from spectral_compile.scopes import Scopes
 
+Step = Callable[[fx.Graph], None]
 Observer = Callable[[str, fx.Graph, Plan], None]
 _observers: list[Observer] = []  # called with the stage's name and the graph, before the first pass and after each
 
@@ -33,26 +38,26 @@ class PassManager(CustomGraphPass):
     run, and a graph that it has rewritten already is left alone.
     """
 
-    def __init__(self, facts: GraphFacts, options: Options, seed_input: int | None) -> None:
+    def __init__(self, facts: GraphFacts, scopes: Scopes, seed_input: int | None) -> None:
         self.facts = facts
-        self.options = options
+        self.scopes = scopes
         self.seed_input = seed_input
 
     def __call__(self, graph: fx.Graph) -> None:
         if holds_spectral_operators(graph):
             return
         provenance = trace(graph, self.facts)
-        plan = make_plan(graph, provenance, self.options)
+        plan = make_plan(graph, provenance, self.scopes)
         rows = list(zip(plan.rows, provenance.gemms, strict=True))
         seed = self._seed(graph)
         emit = Emitter(graph)
-        steps: tuple[tuple[str, Callable[[fx.Graph], None]], ...] = (
-            ("mean_center", lambda _: mean_center(emit, rows, seed)),  # first: what is transformed is the residual
-            ("hadamard", lambda _: hadamard(emit, rows)),
-            ("quantize_fp4", lambda _: quantize_fp4(emit, rows, seed)),
-        )
+        ours: dict[str, Step] = {
+            "mean_center": lambda _: mean_center(emit, rows, seed),
+            "hadamard": lambda _: hadamard(emit, rows),
+            "quantize_fp4": lambda _: quantize_fp4(emit, rows, seed),
+        }
         _notify("joint", graph, plan)
-        for name, step in steps:
+        for name, step in steps("joint", self.scopes.base, ours):
             _apply(name, step, graph)
             graph.eliminate_dead_code()
             emit.forget_dead()
@@ -63,8 +68,9 @@ class PassManager(CustomGraphPass):
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
         parts = (
             source_digest(),
-            self.options,
-            self.options.resolved(),
+            registry.digest(),
+            self.scopes,
+            [options.resolved() for options in self.scopes.all_options],
             self.facts,
             self.seed_input,
             cpu_multiplies_bf16(),
@@ -78,16 +84,40 @@ class PassManager(CustomGraphPass):
         return next((node for node in inputs if graph_input_index(node) == self.seed_input), None)
 
 
-class CarrierPass(CustomGraphPass):
-    """The last rewrite of each partitioned graph on a CPU: see `lowering.carriers`."""
+class PostGradPass(CustomGraphPass):
+    """Each partitioned graph on its way to Inductor: on a CPU `lowering.carriers`, and users' passes."""
+
+    def __init__(self, options: Options, device: str) -> None:
+        self.options = options
+        self.device = device
 
     def __call__(self, graph: fx.Graph) -> None:
-        _apply("to_carriers", to_carriers, graph)
-        verify(graph, after="to_carriers")
+        ours: dict[str, Step] = {"to_carriers": to_carriers} if self.device == "cpu" else {}
+        for name, step in steps("post_grad", self.options, ours):
+            _apply(name, step, graph)
+            verify(graph, after=name)
 
     def uuid(self) -> str:
-        """The graph, which Inductor adds, says the rest."""
-        return source_digest()
+        """All that the result depends on, beside the graph itself, which Inductor adds."""
+        parts = (source_digest(), registry.digest(), self.options, self.device)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def steps(stage: Stage, options: Options, ours: Mapping[str, Step]) -> Iterator[tuple[str, Step]]:
+    """The passes of a stage in order, ours and users', less those that are disabled or not for this device."""
+    for name in registry.pass_names(stage):
+        users = registry.registered(stage, name)
+        if not options.runs(name) or (users is None and name not in ours):
+            continue
+        yield name, ours[name] if users is None else functools.partial(_run, name, users, options)
+
+
+def _run(name: str, function: registry.UserPass, options: Options, graph: fx.Graph) -> None:
+    """A user's pass: what goes wrong in it names it."""
+    try:
+        function(graph, options)
+    except Exception as error:
+        raise SpectralRuntimeError(f"pass {name!r} failed: {type(error).__name__}: {error}") from error
 
 
 @functools.cache

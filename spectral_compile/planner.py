@@ -16,11 +16,12 @@ from spectral_compile.plan import GemmPlan, OperandPlan, Plan
 from spectral_compile.policy import operand_policy, transforms
 from spectral_compile.recipes import GemmRole, Kind, MeanCenter, QuantizeFP4, Rule
 from spectral_compile.rules import find_rule
+from spectral_compile.scopes import Scopes
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def make_plan(graph: fx.Graph, provenance: Provenance, options: Options) -> Plan:
+def make_plan(graph: fx.Graph, provenance: Provenance, scopes: Scopes) -> Plan:
     """The plan for one AOTAutograd graph. Nothing in the graph is changed."""
     special = heads_and_routers(graph, provenance)
     training = any(gemm.role in ("dgrad", "wgrad") for gemm in provenance.gemms)
@@ -28,8 +29,12 @@ def make_plan(graph: fx.Graph, provenance: Provenance, options: Options) -> Plan
     streams = _streams(provenance.gemms)
     rows = []
     for gemm in provenance.gemms:
+        forward = (gemm.forward or gemm).node
+        options = scopes.of(forward)
         rule = None if gemm.role == "other" else find_rule(options.all_rules(), gemm.layer, _role(gemm), layers)
         reason = _reason_against(gemm, special, rule, training, options)
+        if not reason and scopes.excluded(forward):
+            reason = "excluded: spectral_compile.exclude was said of its module or function"
         rows.append(_row(gemm, reason, rule, streams, training, options))
     return Plan(tuple(rows))
 

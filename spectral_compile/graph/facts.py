@@ -33,6 +33,11 @@ class GraphFacts:
     multiplying: tuple[str, ...] = ()
 
     @property
+    def has_weights_that_multiply(self) -> bool:
+        """Optimizer steps and graphs without parameters have none."""
+        return self.has_matmul and any(name is not None for name in self.inputs)
+
+    @property
     def layers(self) -> frozenset[str]:
         """The paths that a rule can match: of modules that multiply, and of those that own a parameter."""
         return frozenset({*self.multiplying, *(name.rpartition(".")[0] for name in self.inputs if name is not None)})
@@ -45,7 +50,7 @@ def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
         plain_path(dynamo_source_name(node)) if isinstance(example, nn.Parameter) else None
         for node, example in zip(placeholders, example_inputs, strict=True)
     )
-    calls = [node for node in _all_nodes(gm) if node.op in ("call_function", "call_method", "call_module")]
+    calls = [node for node in all_nodes(gm) if node.op in ("call_function", "call_method", "call_module")]
     modules = tuple(" ".join(f"{path}:{_class_name(kind)}" for path, kind in module_stack(node)) for node in calls)
     stacks = [module_stack(node) for node in calls if _is_matmul(node)]
     multiplying = tuple(sorted({stack[-1][0] for stack in stacks if stack}))
@@ -71,7 +76,7 @@ def plain_path(expression: str) -> str:
     return path.strip(".")
 
 
-def _all_nodes(gm: fx.GraphModule) -> Iterator[fx.Node]:
+def all_nodes(gm: fx.GraphModule) -> Iterator[fx.Node]:
     """Nodes of the graph and of its subgraphs (checkpointed regions are submodules)."""
     for module in gm.modules():
         if isinstance(module, fx.GraphModule):

@@ -14,6 +14,7 @@ from spectral_compile.config import parse_options
 from spectral_compile.formats import Quantized, dequantize, quantize
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.pipeline import PassManager
+from spectral_compile.scopes import Scopes
 from tests.capture import Capture, assert_close, calls, capture, compiled_eagerly, count, gradients
 
 NEAREST = [QuantizeFP4(gradients=Operand(rounding="nearest"))]
@@ -265,7 +266,9 @@ def manager(**options: Any) -> tuple[PassManager, fx.GraphModule]:
     captured: Capture = capture(nn.Linear(32, 16), inputs())
     facts = GraphFacts(("weight", "bias", None, None), (), True)
     graph = captured.graphs["joint"]
-    return PassManager(facts, parse_options(options), seed_input=None), fx.GraphModule(nn.Module(), graph)
+    parsed = parse_options(options)
+    scopes = Scopes(parsed, all_options=(parsed,))
+    return PassManager(facts, scopes, seed_input=None), fx.GraphModule(nn.Module(), graph)
 
 
 def test_running_the_passes_twice_changes_nothing() -> None:
