@@ -128,7 +128,9 @@ def _call(overload: OpOverload, arguments: tuple[Any, ...], named: dict[str, Any
     names = [argument.name for argument in overload._schema.arguments if not argument.is_out]
     given = {**dict(zip(names, arguments, strict=False)), **{n: v for n, v in named.items() if n in names}}
     known = tuple((name, 0 if name == "stream" else _known(value)) for name, value in given.items())
-    return Call(overload._schema.name.partition("::")[2], known)  # whatever the stream: its bits take as long
+    return Call(
+        overload._schema.name.partition("::")[2].removesuffix("_planned"), known
+    )  # whatever the stream: its bits take as long
 
 
 def _known(value: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectral_compile.formats import FORMATS
 from spectral_compile.lowering import cpu
+from spectral_compile.ops.library import planned
 
 spectral = torch.ops.spectral
 Thunk = Callable[[], object]
@@ -94,6 +95,7 @@ def cases(x: Tensor) -> Iterator[tuple[str, int, Thunk]]:
 def _in_place(operator: Any, *arguments: Any) -> Thunk:
     """The operator, writing into the tensors that a first call returned."""
     results = operator(*arguments)
+    operator = planned(operator.default).overloadpacket
     if isinstance(results, Tensor):
         return lambda: operator.out(*arguments, out=results)
     named = {f"out{i}": result for i, result in enumerate(results)}

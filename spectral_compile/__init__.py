@@ -5,10 +5,12 @@ from spectral_compile.configure import configure, exclude
 from spectral_compile.randomness import manual_seed
 from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Operand, QuantizeFP4, Rule
 from spectral_compile.registry import register_pass, unregister_pass
+from spectral_compile.report.explain import Explanation, explain
 
 __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
+    "Explanation",
     "Hadamard",
     "MeanCenter",
     "Operand",
@@ -17,6 +19,7 @@ __all__ = [
     "__version__",
     "configure",
     "exclude",
+    "explain",
     "manual_seed",
     "register_pass",
     "spectral",

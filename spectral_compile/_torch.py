@@ -39,6 +39,7 @@ __all__ = [
     "ShortenTraceback",
     "aot_autograd",
     "compile_fx",
+    "compiling_as_often_as_asked",
     "cpu_multiplies_bf16",
     "detect_fake_mode",
     "differentiated_outputs",
@@ -153,6 +154,15 @@ def inductor_modes() -> list[str]:
 def inductor_option_names() -> list[str]:
     """The names of Inductor's options."""
     return list(inductor_config.get_config_copy())
+
+
+@contextlib.contextmanager
+def compiling_as_often_as_asked() -> Iterator[None]:
+    """No limit on how often a frame is compiled, after which Dynamo would leave it alone."""
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=2**31, accumulated_recompile_limit=2**31):
+        yield
 
 
 @contextlib.contextmanager

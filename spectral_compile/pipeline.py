@@ -3,8 +3,8 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx
@@ -18,6 +18,7 @@ from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.graph.provenance import trace
 from spectral_compile.graph.verify import holds_spectral_operators, verify
 from spectral_compile.lowering.carriers import to_carriers
+from spectral_compile.lowering.planned import plan_memory
 from spectral_compile.passes.hadamard import hadamard
 from spectral_compile.passes.mean_center import mean_center
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
@@ -42,12 +43,13 @@ class PassManager(CustomGraphPass):
         self.facts = facts
         self.scopes = scopes
         self.seed_input = seed_input
+        self.plan: Plan | None = None  # of the graph that was rewritten last
 
     def __call__(self, graph: fx.Graph) -> None:
         if holds_spectral_operators(graph):
             return
         provenance = trace(graph, self.facts)
-        plan = make_plan(graph, provenance, self.scopes)
+        plan = self.plan = make_plan(graph, provenance, self.scopes)
         rows = list(zip(plan.rows, provenance.gemms, strict=True))
         seed = self._seed(graph)
         emit = Emitter(graph)
@@ -56,13 +58,14 @@ class PassManager(CustomGraphPass):
             "hadamard": lambda _: hadamard(emit, rows),
             "quantize_fp4": lambda _: quantize_fp4(emit, rows, seed),
         }
-        _notify("joint", graph, plan)
+        notify("joint", graph, plan)
         for name, step in steps("joint", self.scopes.base, ours):
             _apply(name, step, graph)
             graph.eliminate_dead_code()
             emit.forget_dead()
             verify(graph, after=name)
-            _notify(name, graph, plan)
+            notify(name, graph, plan)
+        self.plan = replace(plan, products=tuple(gemm.node.name for _, gemm in rows))
 
     def uuid(self) -> str:
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
@@ -92,7 +95,9 @@ class PostGradPass(CustomGraphPass):
         self.device = device
 
     def __call__(self, graph: fx.Graph) -> None:
-        ours: dict[str, Step] = {"to_carriers": to_carriers} if self.device == "cpu" else {}
+        ours: dict[str, Step] = {}
+        if self.device == "cpu":
+            ours = {"to_carriers": to_carriers, "plan_memory": plan_memory}
         for name, step in steps("post_grad", self.options, ours):
             _apply(name, step, graph)
             verify(graph, after=name)
@@ -131,8 +136,8 @@ def source_digest() -> str:
 
 
 def observe(observer: Observer) -> Callable[[], None]:
-    """Show `observer` every graph that is rewritten, before the first pass ("joint") and after each; returns what ends
-    it. A compile that finds its code in Inductor's disk cache rewrites nothing: see `_torch.without_caches`.
+    """Show `observer` every graph that is rewritten, before the first pass ("joint") and after each; with codegen
+    "eager" also both parts of a training graph ("forward", "backward"). Returns what ends it. A compile that finds its code in Inductor's disk cache rewrites nothing: see `_torch.without_caches`.
     """
     _observers.append(observer)
     return lambda: _observers.remove(observer)
@@ -145,6 +150,7 @@ def _apply(name: str, step: Callable[[fx.Graph], None], graph: fx.Graph) -> None
     GraphTransformObserver(module, f"spectral_{name}", subsystem="joint_graph_passes").apply_graph_pass(step)
 
 
-def _notify(stage: str, graph: fx.Graph, plan: Any) -> None:
+def notify(stage: str, graph: fx.Graph, plan: Plan) -> None:
+    """Show a graph to whoever observes."""
     for observer in tuple(_observers):
         observer(stage, graph, plan)

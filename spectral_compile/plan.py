@@ -61,12 +61,21 @@ class GemmPlan:
         """Whether a mean is taken out of an operand of this product."""
         return any(operand is not None and operand.centered for operand in (self.a, self.b))
 
+    def cells(self) -> tuple[str, str, str, str]:
+        """Layer, role, extents, and what was decided, for a table."""
+        return self.layer, self.role, self.m and f"{self.m} x {self.n} x {self.k}", self.reason or _decision(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as JSON-ready data."""
+        return dataclasses.asdict(self)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows, in graph order."""
+    """All rows, in graph order. products: once the graph is rewritten, the node that each row's product has become."""
 
     rows: tuple[GemmPlan, ...]
+    products: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[GemmPlan, ...]:
@@ -82,8 +91,7 @@ class Plan:
         for heading in ("layer", "role", "m x n x k", "decision"):
             table.add_column(heading)
         for row in self.rows:
-            cells = (row.layer, row.role, row.m and f"{row.m} x {row.n} x {row.k}", row.reason or _decision(row))
-            table.add_row(*map(escape, cells))  # a reason may quote a regular expression: [a-z] is no markup
+            table.add_row(*map(escape, row.cells()))  # a reason may quote a regular expression: [a-z] is no markup
         return table
 
 

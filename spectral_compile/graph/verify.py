@@ -14,14 +14,15 @@ def verify(graph: fx.Graph, after: str) -> None:
     for node in graph.nodes:
         if node.op == "call_function" and "val" not in node.meta:
             raise AssertionError(f"pass {after} left {node.name} without meta['val']")
-        if _is_ours(node) and any("val" not in argument.meta for argument in node.all_input_nodes):
+        if is_ours(node) and any("val" not in argument.meta for argument in node.all_input_nodes):
             raise AssertionError(f"pass {after}: {node.name} reads a node without meta['val']")
 
 
 def holds_spectral_operators(graph: fx.Graph) -> bool:
     """Whether a graph has been rewritten already."""
-    return any(_is_ours(node) for node in graph.nodes)
+    return any(is_ours(node) for node in graph.nodes)
 
 
-def _is_ours(node: fx.Node) -> bool:
+def is_ours(node: fx.Node) -> bool:
+    """Whether a node calls one of our operators."""
     return isinstance(node.target, OpOverload) and node.target.namespace == "spectral"

@@ -6,12 +6,12 @@ from typing import Any
 from torch import fx
 
 from spectral_compile._torch import aot_autograd, min_cut_rematerialization_partition, select_decomp_table
-
-JointPass = Callable[[fx.Graph], None]
+from spectral_compile.pipeline import PassManager, notify
+from spectral_compile.report.sizes import mark_user_outputs
 
 
 def compile_eager(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], joint_pass: JointPass | None
+    gm: fx.GraphModule, example_inputs: Sequence[Any], joint_pass: PassManager | None
 ) -> Callable[..., Any]:
     """AOTAutograd, `joint_pass` on the joint graph, the same partitioner as Inductor's, then an interpreter."""
 
@@ -22,7 +22,12 @@ def compile_eager(
 
     def partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
         rewrite(joint)
-        return min_cut_rematerialization_partition(joint, inputs, **kwargs)
+        forward, backward = min_cut_rematerialization_partition(joint, inputs, **kwargs)
+        if joint_pass is not None and joint_pass.plan is not None:
+            mark_user_outputs(forward.graph, kwargs["num_fwd_outputs"])
+            notify("forward", forward.graph, joint_pass.plan)
+            notify("backward", backward.graph, joint_pass.plan)
+        return forward, backward
 
     def inference(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         rewrite(graph_module)

@@ -11,26 +11,28 @@ NAMESPACE = "spectral"
 _library = Library(NAMESPACE, "DEF")
 _declared: dict[str, tuple[str, "Kernel"]] = {}  # schema and fake
 
+_PLANNED = "_planned"
+
 Kernel = Callable[..., Any]
 
 
 def declare(schema: str, *, reference: Kernel, fake: Kernel) -> None:
     """Register `spectral::<schema>`: functional, without aliasing; the reference serves every device.
 
-    Inductor may hand over inputs in any layout, so kernels read strides; their outputs are always contiguous. With the
-    overload `out`, Inductor (2.13 and later) places results in memory that it plans itself, and reuses. It loses the
-    order of arguments where an operator with one result has an absent tensor: such operators have no overload.
+    Inductor may hand over inputs in any layout, so kernels read strides; their outputs are always contiguous. A twin,
+    `spectral::<name>_planned`, has an overload `out` as well: see `planned`.
     """
     name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, reference, "CompositeExplicitAutograd")
-    register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     _declared[name] = schema, fake
-
-    if not _has_out(schema):
-        return
-    _library.define(_out_schema(schema), tags=(torch.Tag.pt2_compliant_tag, torch.Tag.out))
-    _library.impl(f"{name}.out", _called_with_out(schema, _copying(reference)), "CompositeExplicitAutograd")
+    for called in (name, f"{name}{_PLANNED}"):
+        _library.define(f"{called}{schema.removeprefix(name)}", tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(called, reference, "CompositeExplicitAutograd")
+        register_fake(f"{NAMESPACE}::{called}", fake, lib=_library)
+    if _can_be_planned(schema):
+        _library.define(_out_schema(schema), tags=(torch.Tag.pt2_compliant_tag, torch.Tag.out))
+        _library.impl(
+            f"{name}{_PLANNED}.out", _called_with_out(schema, _copying(reference)), "CompositeExplicitAutograd"
+        )
 
 
 def implement(name: str, kernel: Kernel, dispatch_key: str) -> None:
@@ -46,8 +48,22 @@ def implement(name: str, kernel: Kernel, dispatch_key: str) -> None:
         return out
 
     _library.impl(name, allocating, dispatch_key)
-    if _has_out(schema):
-        _library.impl(f"{name}.out", _called_with_out(schema, kernel), dispatch_key)
+    _library.impl(f"{name}{_PLANNED}", allocating, dispatch_key)
+    if _can_be_planned(schema):
+        _library.impl(f"{name}{_PLANNED}.out", _called_with_out(schema, kernel), dispatch_key)
+
+
+def planned(operator: Any) -> Any:
+    """The twin of an operator whose results Inductor (2.13 and later) places in memory that it plans, and reuses; for
+    calls all of whose results are read. None where there is none.
+
+    For Inductor names results that nothing reads, and never allocates them; and it loses the order of the arguments of
+    an operator with one result where a tensor is absent.
+    """
+    name = operator._schema.name.partition("::")[2]
+    if name not in _declared or not _can_be_planned(_declared[name][0]):
+        return None
+    return getattr(torch.ops.spectral, f"{name}{_PLANNED}").default
 
 
 def copy_into(out: tuple[Tensor, ...], results: Tensor | tuple[Tensor, ...]) -> None:
@@ -56,7 +72,7 @@ def copy_into(out: tuple[Tensor, ...], results: Tensor | tuple[Tensor, ...]) -> 
         to.copy_(result)
 
 
-def _has_out(schema: str) -> bool:
+def _can_be_planned(schema: str) -> bool:
     return "Tensor?" not in schema or len(_out_names(schema)) > 1
 
 
@@ -71,7 +87,7 @@ def _out_schema(schema: str) -> str:
     arguments = rest.rpartition(") -> ")[0]
     aliases = {out: f"Tensor({chr(ord('a') + i)}!)" for i, out in enumerate(_out_names(schema))}
     outs = ", ".join(f"{alias} {out}" for out, alias in aliases.items())
-    return f"{name}.out({arguments}, *, {outs}) -> ({', '.join(aliases.values())})"
+    return f"{name}{_PLANNED}.out({arguments}, *, {outs}) -> ({', '.join(aliases.values())})"
 
 
 def _copying(kernel: Kernel) -> Kernel:

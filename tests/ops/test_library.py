@@ -33,14 +33,14 @@ def test_a_device_may_get_its_own_kernel_and_the_others_keep_the_reference() -> 
         torch.add(x, 1, out=out[0])
 
     library.declare("only_for_test_library(Tensor x) -> Tensor", reference=torch.clone, fake=torch.empty_like)
-    operator = torch.ops.spectral.only_for_test_library
+    operator, planned = torch.ops.spectral.only_for_test_library, torch.ops.spectral.only_for_test_library_planned
     into = torch.zeros(2)
-    assert operator(torch.ones(2)).tolist() == [1, 1]
-    assert operator.out(torch.ones(2), out=into) is into
+    assert operator(torch.ones(2)).tolist() == planned(torch.ones(2)).tolist() == [1, 1]
+    assert planned.out(torch.ones(2), out=into) is into
     assert into.tolist() == [1, 1]
     library.implement("only_for_test_library", one_more, "CPU")
-    assert operator(torch.ones(2)).tolist() == [2, 2]
-    operator.out(torch.ones(2), out=into)
+    assert operator(torch.ones(2)).tolist() == planned(torch.ones(2)).tolist() == [2, 2]
+    planned.out(torch.ones(2), out=into)
     assert into.tolist() == [2, 2]
     assert operator(torch.ones(2, device="meta")).shape == (2,)
 
@@ -52,5 +52,5 @@ def test_several_results_are_written_into_given_tensors() -> None:
         fake=lambda x: (torch.empty_like(x), torch.empty_like(x)),
     )
     into = torch.zeros(2), torch.zeros(2)
-    torch.ops.spectral.also_for_test_library.out(torch.ones(2), out0=into[0], out1=into[1])
+    torch.ops.spectral.also_for_test_library_planned.out(torch.ones(2), out0=into[0], out1=into[1])
     assert [t.tolist() for t in into] == [[1, 1], [2, 2]]

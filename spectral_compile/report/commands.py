@@ -1,0 +1,77 @@
+"""The subcommands of `python -m spectral_compile`."""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spectral_compile.report import doctor
+from spectral_compile.report.explain import WIDTH, explain
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse and run; ends with status 1 where something is missing, and 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(prog="python -m spectral_compile", description="Four-bit training, from outside.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("doctor", help="what this machine has for four-bit training, and what is missing")
+    asked = commands.add_parser("explain", help="what would become of each product of a model")
+    asked.add_argument(
+        "model", metavar="MODULE:FUNCTION", help="a function without arguments that returns a model and its inputs"
+    )
+    asked.add_argument("--options", type=_options, default={}, metavar="JSON", help='such as {"recipe": "mxfp4"}')
+    asked.add_argument("--json", action="store_true", help="data in place of tables")
+    given = parser.parse_args(arguments)
+    if given.command == "doctor":
+        _doctor()
+    else:
+        _explain(parser, given)
+
+
+def _doctor() -> None:
+    findings = doctor.examine()
+    Console().print(doctor.table(findings))
+    if any(finding.verdict == "missing" for finding in findings):
+        sys.exit(1)
+
+
+def _explain(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    try:
+        model, inputs = _made(given.model)
+        explanation = explain(model, *inputs, options=given.options)
+    except ValueError as error:
+        parser.error(str(error))
+    if given.json:
+        print(json.dumps(explanation.as_dict(), indent=2))
+    else:
+        Console(width=WIDTH).print(explanation)
+
+
+def _made(name: str) -> tuple[Any, tuple[Any, ...]]:
+    """The model and the inputs that a user's function, named MODULE:FUNCTION, returns."""
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"{name!r} names no function: write MODULE:FUNCTION")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} cannot be had: {error}") from None
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise ValueError(f"{name} returns {type(made).__name__}, not a pair: a model, and its inputs")
+    model, inputs = made
+    return model, inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return options

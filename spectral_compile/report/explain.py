@@ -1,0 +1,219 @@
+"""`explain`: what would become of each product of a model, and why not where not, before anything is trained."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from torch import fx, nn
+
+from spectral_compile._torch import compiling_as_often_as_asked
+from spectral_compile.backend import spectral
+from spectral_compile.pipeline import observe
+from spectral_compile.plan import GemmPlan, Plan
+from spectral_compile.report.sizes import Size, readable, saved, saved_by_products, saved_unchanged
+
+WIDTH = 150  # of the printed table
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One product. flops: 2 m n k, a number or symbolic; None for what is no product of two matrices. saved: bytes kept
+    from forward to backward for it alone or for it among others, 0 for a forward product.
+    """
+
+    plan: GemmPlan
+    flops: Size | None
+    saved: Size
+
+
+@dataclass(frozen=True)
+class ExplainedGraph:
+    """One compiled graph. saved: bytes that its forward keeps for its backward; saved_unchanged: as many as it would
+    keep without any pass. Both are 0 where there is no backward.
+    """
+
+    products: tuple[Explained, ...]
+    saved: Size
+    saved_unchanged: Size
+
+    def flops(self, quantized: bool | None = None) -> Size:
+        """Of all products, or of those that are (or are not) in four bits."""
+        asked = (p for p in self.products if quantized in (None, p.plan.quantized))
+        return sum((p.flops for p in asked if p.flops is not None), start=sympy.Integer(0))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: printed, a table a graph; or read. notes: what a user should know beside the tables."""
+
+    graphs: tuple[ExplainedGraph, ...]
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data; symbolic sizes as text."""
+        return {
+            "graphs": [
+                {
+                    "products": [
+                        {**product.plan.as_dict(), "flops": _plain(product.flops), "saved": _plain(product.saved)}
+                        for product in graph.products
+                    ],
+                    "saved": _plain(graph.saved),
+                    "saved_unchanged": _plain(graph.saved_unchanged),
+                }
+                for graph in self.graphs
+            ],
+            "notes": list(self.notes),
+        }
+
+    def __rich__(self) -> Group:
+        tables = [_table(graph, number, len(self.graphs)) for number, graph in enumerate(self.graphs, 1)]
+        return Group(*tables, *(Text(f"note: {note}") for note in self.notes))
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH)
+        with console.capture() as printed:
+            console.print(self)
+        return printed.get()
+
+
+def explain(
+    model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] | None = None, **named: Any
+) -> Explanation:
+    """Say what `torch.compile(model, backend="spectral", options=options)` would do to each matrix product.
+
+    model: a module, or a function such as a training step's forward. It is called once with these inputs, in its own
+    precision; what that changes in its buffers and in torch's random state is undone, and nothing is trained. Call it
+    under the same `torch.autocast` and `torch.no_grad` as in earnest. Raises ValueError for bad options.
+    """
+    target = getattr(model, "_orig_mod", model)
+    seen = _Seen()
+
+    def look(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        spectral(gm, example_inputs, options={**(options or {}), "codegen": "eager", "inductor": {}})
+        return gm.forward
+
+    stop = observe(seen)
+    try:
+        with _left_as_it_was(target), compiling_as_often_as_asked():
+            torch.compile(target, backend=look)(*inputs, **named)
+    finally:
+        stop()
+    return Explanation(tuple(seen.graphs()), tuple(_notes(target, seen)))
+
+
+class _Seen:
+    """Observes compiles: for each, its plan, its joint graph before any pass and the size of what is saved."""
+
+    def __init__(self) -> None:
+        self.before: list[fx.Graph] = []
+        self.plans: list[Plan] = []
+        self.forwards: list[fx.Graph | None] = []
+        self.joints: list[fx.Graph] = []
+
+    def __call__(self, stage: str, graph: fx.Graph, plan: Plan) -> None:
+        if stage == "joint":
+            self.before.append(_copy(graph))
+            self.plans.append(plan)
+            self.forwards.append(None)
+            self.joints.append(graph)
+        elif stage == "forward":
+            self.forwards[-1], self.plans[-1] = graph, plan
+        elif stage != "backward":
+            self.joints[-1] = graph
+
+    def graphs(self) -> Iterator[ExplainedGraph]:
+        for before, plan, forward, joint in zip(self.before, self.plans, self.forwards, self.joints, strict=True):
+            kept = {} if forward is None else saved(forward)
+            by_product = saved_by_products(joint, plan.products, kept)
+            rows = (
+                Explained(row, _flops(row), sympy.Integer(0) if row.role == "fprop" else size)
+                for row, size in zip(plan.rows, by_product, strict=True)
+            )
+            unchanged = sympy.Integer(0) if forward is None else saved_unchanged(before, forward)
+            yield ExplainedGraph(tuple(rows), sum(kept.values(), start=sympy.Integer(0)), unchanged)
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    twin = fx.Graph()
+    twin.output(twin.graph_copy(graph, {}))
+    twin.output_node().meta = dict(graph.output_node().meta)
+    return twin
+
+
+def _flops(row: GemmPlan) -> Size | None:
+    if not row.m:
+        return None
+    product: Size = 2 * sympy.sympify(row.m) * sympy.sympify(row.n) * sympy.sympify(row.k)
+    return product
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: Any) -> Iterator[None]:
+    """Buffers, random state and a compiled call of the module itself, put back afterwards."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if isinstance(model, nn.Module) else []
+    own_call = getattr(model, "_compiled_call_impl", None)
+    if own_call is not None:
+        model._compiled_call_impl = None
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            if own_call is not None:
+                model._compiled_call_impl = own_call
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def _notes(model: Any, seen: _Seen) -> Iterator[str]:
+    if not seen.plans:
+        yield (
+            "no graph with weights that multiply was compiled, or no pass is left to run: check options, SPECTRAL_DISABLE"
+            " and that the model is called with the inputs it trains on"
+        )
+    if len(seen.plans) > 1:
+        yield f"{len(seen.plans)} graphs, not one: the model's code breaks it, and they share no quantisation"
+    if isinstance(model, nn.Module) and type(model).__module__.startswith("torch.nn."):
+        yield (
+            f"{type(model).__name__} is torch's own class, on which model.compile(backend=...) has no effect: use"
+            " torch.compile(model, backend=...)"
+        )
+
+
+def _plain(size: Size | None) -> int | str | None:
+    if size is None:
+        return None
+    return int(size) if size.is_number else str(size)
+
+
+def _table(graph: ExplainedGraph, number: int, count: int) -> Table:
+    plans = Plan(tuple(product.plan for product in graph.products))
+    which = f"graph {number} of {count}: " if count > 1 else ""
+    share = sympy.simplify(graph.flops(quantized=True) / graph.flops()) if graph.flops() != 0 else sympy.Integer(0)
+    four_bits = f", {float(share):.0%} of the work" if share.is_number else ""
+    table = Table(
+        title=f"{which}{len(plans.quantized)} of {len(plans.rows)} products in four bits{four_bits}",
+        caption=f"saved for backward: {readable(graph.saved)}; without any pass {readable(graph.saved_unchanged)}",
+    )
+    for heading in ("layer", "role", "m x n x k", "decision"):
+        table.add_column(heading)
+    for heading in ("saved", "GFLOP"):
+        table.add_column(heading, justify="right")
+    for product in graph.products:
+        row = product.plan
+        flops = "" if product.flops is None else _giga(product.flops)
+        cells = (*row.cells(), "" if product.saved == 0 else readable(product.saved), flops)
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _giga(flops: Size) -> str:
+    return f"{float(flops) / 1e9:.3g}" if flops.is_number else f"{flops / 10**9}"

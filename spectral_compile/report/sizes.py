@@ -1,0 +1,69 @@
+"""Bytes that a partitioned graph keeps from its forward for its backward: numbers, or symbolic in dynamic sizes."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import sympy
+import torch
+from torch import fx, nn
+
+from spectral_compile._torch import min_cut_rematerialization_partition
+from spectral_compile.graph.verify import holds_spectral_operators
+
+Size: TypeAlias = Any  # a sympy expression
+
+_USER_OUTPUTS = "num_fwd_outputs"  # in a forward graph's output node: how many of the results are the user's
+
+
+def mark_user_outputs(forward: fx.Graph, count: int) -> None:
+    """Leave a note of where the user's results end and what is saved begins."""
+    forward.output_node().meta[_USER_OUTPUTS] = count
+
+
+def saved(forward: fx.Graph) -> dict[str, Size]:
+    """Bytes of each node that a forward graph saves, less what is alive anyway: its inputs, and the user's results."""
+    output = forward.output_node()
+    results, count = output.args[0], output.meta[_USER_OUTPUTS]
+    assert isinstance(results, (list, tuple))
+    given = set(results[:count])
+    kept = [node for node in results[count:] if isinstance(node, fx.Node) and node.op != "placeholder"]
+    return {node.name: _bytes(node) for node in kept if node not in given}
+
+
+def saved_unchanged(joint: fx.Graph, forward: fx.Graph) -> Size:
+    """Bytes that would be saved of a joint graph as it was before any pass; `forward` is of the rewritten one."""
+    assert not holds_spectral_operators(joint)
+    count = forward.output_node().meta[_USER_OUTPUTS]
+    module = fx.GraphModule(nn.Module(), joint)
+    before, _ = min_cut_rematerialization_partition(module, None, num_fwd_outputs=count)
+    mark_user_outputs(before.graph, count)
+    return sum(saved(before.graph).values(), start=sympy.Integer(0))
+
+
+def saved_by_products(joint: fx.Graph, products: Sequence[str], kept: dict[str, Size]) -> list[Size]:
+    """For each product of a rewritten joint graph, by name, the bytes among `kept` that it reads."""
+    nodes = {node.name: node for node in joint.nodes}
+    sizes = []
+    for name in products:
+        read = nodes[name].all_input_nodes if name in nodes else []
+        sizes.append(sum((kept[node.name] for node in read if node.name in kept), start=sympy.Integer(0)))
+    return sizes
+
+
+def readable(size: Size) -> str:
+    """For people: in KiB or MiB, or symbolic."""
+    if not size.is_number:
+        return f"{size} B"
+    count = int(size)
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def _bytes(node: fx.Node) -> Size:
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return sympy.Integer(8)
+    return _expression(value.numel()) * value.element_size()
+
+
+def _expression(size: Any) -> Size:
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
