@@ -57,6 +57,7 @@ __all__ = [
     "root_frame_modules",
     "select_decomp_table",
     "statically_known_true",
+    "trace_artifact",
     "without_caches",
 ]
 
@@ -154,6 +155,18 @@ def inductor_modes() -> list[str]:
 def inductor_option_names() -> list[str]:
     """The names of Inductor's options."""
     return list(inductor_config.get_config_copy())
+
+
+def trace_artifact(name: str, text: str) -> None:
+    """Put a text into torch's structured trace (TORCH_TRACE), which tlparse shows."""
+    from torch._logging._internal import trace_structured
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "string"},
+        payload_fn=lambda: text,
+        expect_trace_id=False,
+    )
 
 
 @contextlib.contextmanager

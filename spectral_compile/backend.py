@@ -6,6 +6,7 @@ Every side effect lives here, before the caches are asked: on a hit nothing belo
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from spectral_compile.lowering.eager import compile_eager
 from spectral_compile.pipeline import PassManager, PostGradPass, steps
 from spectral_compile.randomness import next_seed
 from spectral_compile.recipes import QuantizeFP4
+from spectral_compile.report.dump import Dump
 from spectral_compile.rules import without_effect
 from spectral_compile.scopes import Scopes
 from spectral_compile.validation import check_name
@@ -67,11 +69,12 @@ def spectral(
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
     _warn_of_rules_without_effect(settings.base, facts)
+    dump = _new_dump(gm, parsed)
     if not any(policy.rounds_stochastically(o.resolved(), o.all_rules()) for o in settings.all_options):
-        return _compile(gm, example_inputs, parsed, mode, PassManager(facts, settings, seed_input=None))
+        return _compile(gm, example_inputs, parsed, mode, PassManager(facts, settings, None, dump))
 
     # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
-    manager = PassManager(facts, settings, seed_input=len(example_inputs))
+    manager = PassManager(facts, settings, len(example_inputs), dump)
     device = _device(example_inputs)
     unused_seed = torch.zeros((), dtype=torch.int64, device=device)
     with _another_input(gm, "spectral_seed"):
@@ -100,13 +103,26 @@ def _compile(
         if device == "cpu":
             _load_cpu_kernels()
         if device == "cpu" or registry.has_registered("post_grad"):
-            passes["post_grad_custom_pre_pass"] = PostGradPass(joint_pass.scopes.base, device)
+            passes["post_grad_custom_pre_pass"] = PostGradPass(joint_pass.scopes.base, device, joint_pass.dump)
         for hook in passes:
             if patches.get(hook, getattr(inductor_config, hook)) is not None:
                 raise SpectralValueError(f"Inductor's {hook} is taken by this backend: unset it")
         patches.update(passes)
+        if joint_pass.dump is not None:
+            patches["force_disable_caches"] = True  # on a hit no pass would run
     compiled: Compiled = compile_fx(gm, example_inputs, config_patches=patches or None)  # type: ignore[assignment]
     return compiled
+
+
+def _new_dump(gm: fx.GraphModule, options: Options) -> Dump | None:
+    if not options.dump:
+        return None
+    try:
+        dump = Dump(Path(options.dump))
+    except OSError as error:
+        raise SpectralValueError(f"option 'dump': {options.dump!r} is no folder to write to: {error}") from None
+    dump.dynamo(gm.graph)
+    return dump
 
 
 def _check_what_is_for_inductor(options: Options, mode: str | None) -> None:

@@ -35,6 +35,7 @@ class Options:
     inference: whether graphs without a backward are quantised as well ("quantized" or "high-precision").
     codegen: "inductor", or "eager" to run the rewritten graph operator by operator (no C++ compiler needed).
     carrier: the arithmetic that carries FP4 products ("auto" asks the device).
+    dump: a folder, into which each compiled graph writes a folder of its own: `report/dump.py`.
     disable: names of passes, ours or registered ones, that are left out.
     inductor: options handed on to Inductor, as `torch.compile(backend="inductor", options=...)` takes them.
     """
@@ -48,6 +49,7 @@ class Options:
     inference: Literal["quantized", "high-precision"] = "quantized"
     codegen: Literal["inductor", "eager"] = "inductor"
     carrier: Literal["auto", "bf16", "fp32"] = "auto"
+    dump: str = ""
     disable: tuple[str, ...] = field(default=(), metadata={"expected": "a list of names of passes"})
     inductor: tuple[tuple[str, Any], ...] = field(default=(), metadata={"expected": "a dict of Inductor's options"})
 
@@ -93,6 +95,9 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
         disabled = disabled_by_environment()
         if disabled != (ALL,) and isinstance(given.get("disable", ()), tuple):
             given["disable"] = (*given.get("disable", ()), *disabled)
+        if isinstance(given.get("dump"), os.PathLike):
+            given["dump"] = os.fspath(given["dump"])
+        given.setdefault("dump", os.environ.get("SPECTRAL_DUMP", ""))
         parsed = Options(**given)
         for name in parsed.disable:
             check_name("pass", name, pass_names())

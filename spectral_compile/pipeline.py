@@ -25,6 +25,7 @@ from spectral_compile.passes.quantize_fp4 import quantize_fp4
 from spectral_compile.plan import Plan
 from spectral_compile.planner import make_plan
 from spectral_compile.registry import Stage
+from spectral_compile.report.dump import Dump, watched
 from spectral_compile.scopes import Scopes
 
 Step = Callable[[fx.Graph], None]
@@ -39,10 +40,11 @@ class PassManager(CustomGraphPass):
     run, and a graph that it has rewritten already is left alone.
     """
 
-    def __init__(self, facts: GraphFacts, scopes: Scopes, seed_input: int | None) -> None:
+    def __init__(self, facts: GraphFacts, scopes: Scopes, seed_input: int | None, dump: Dump | None = None) -> None:
         self.facts = facts
         self.scopes = scopes
         self.seed_input = seed_input
+        self.dump = dump
         self.plan: Plan | None = None  # of the graph that was rewritten last
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -59,12 +61,18 @@ class PassManager(CustomGraphPass):
             "quantize_fp4": lambda _: quantize_fp4(emit, rows, seed),
         }
         notify("joint", graph, plan)
+        if self.dump is not None:
+            self.dump.plan(plan, provenance)
+            self.dump.joint("before", graph)
         for name, step in steps("joint", self.scopes.base, ours):
-            _apply(name, step, graph)
-            graph.eliminate_dead_code()
+            with watched(name, graph, self.dump):
+                _apply(name, step, graph)
+                graph.eliminate_dead_code()
             emit.forget_dead()
             verify(graph, after=name)
             notify(name, graph, plan)
+            if self.dump is not None:
+                self.dump.joint(name, graph)
         self.plan = replace(plan, products=tuple(gemm.node.name for _, gemm in rows))
 
     def uuid(self) -> str:
@@ -90,17 +98,21 @@ class PassManager(CustomGraphPass):
 class PostGradPass(CustomGraphPass):
     """Each partitioned graph on its way to Inductor: on a CPU `lowering.carriers`, and users' passes."""
 
-    def __init__(self, options: Options, device: str) -> None:
+    def __init__(self, options: Options, device: str, dump: Dump | None = None) -> None:
         self.options = options
         self.device = device
+        self.dump = dump
 
     def __call__(self, graph: fx.Graph) -> None:
         ours: dict[str, Step] = {}
         if self.device == "cpu":
             ours = {"to_carriers": to_carriers, "plan_memory": plan_memory}
         for name, step in steps("post_grad", self.options, ours):
-            _apply(name, step, graph)
+            with watched(name, graph, self.dump):
+                _apply(name, step, graph)
             verify(graph, after=name)
+        if self.dump is not None:
+            self.dump.part(graph)
 
     def uuid(self) -> str:
         """All that the result depends on, beside the graph itself, which Inductor adds."""
@@ -137,7 +149,9 @@ def source_digest() -> str:
 
 def observe(observer: Observer) -> Callable[[], None]:
     """Show `observer` every graph that is rewritten, before the first pass ("joint") and after each; with codegen
-    "eager" also both parts of a training graph ("forward", "backward"). Returns what ends it. A compile that finds its code in Inductor's disk cache rewrites nothing: see `_torch.without_caches`.
+    "eager" also both parts of a training graph ("forward", "backward"). Returns what ends it.
+
+    A compile that finds its code in Inductor's disk cache rewrites nothing: see `_torch.without_caches`.
     """
     _observers.append(observer)
     return lambda: _observers.remove(observer)

@@ -25,7 +25,7 @@ class Watch:
     @property
     def key(self) -> str:
         """Changes when the configuration does."""
-        environment = os.environ.get("SPECTRAL_DISABLE", "")
+        environment = [os.environ.get(name, "") for name in ("SPECTRAL_DISABLE", "SPECTRAL_DUMP")]
         passes = registry.digest() if registry.has_registered() else ""
         return f"{environment} {dict(self.options or {})!r} {configure.of_function()!r} {passes} {self._configured()}"
 

@@ -27,6 +27,9 @@ def compile_eager(
             mark_user_outputs(forward.graph, kwargs["num_fwd_outputs"])
             notify("forward", forward.graph, joint_pass.plan)
             notify("backward", backward.graph, joint_pass.plan)
+            if joint_pass.dump is not None:
+                joint_pass.dump.part(forward.graph)
+                joint_pass.dump.part(backward.graph)
         return forward, backward
 
     def inference(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Results of our operators in memory that Inductor plans: reused within a step, and not page-faulted anew at each call."""
+"""Results of our operators in memory that Inductor plans: reused within a step, not page-faulted at each call."""
 
 import operator
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _doctor() -> None:
     findings = doctor.examine()
-    Console().print(doctor.table(findings))
+    _print(doctor.table(findings))
     if any(finding.verdict == "missing" for finding in findings):
         sys.exit(1)
 
@@ -48,7 +48,15 @@ def _explain(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None
     if given.json:
         print(json.dumps(explanation.as_dict(), indent=2))
     else:
-        Console(width=WIDTH).print(explanation)
+        _print(explanation)
+
+
+def _print(what: Any) -> None:
+    """As wide as the terminal, and where there is none, wide enough."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(what)
 
 
 def _made(name: str) -> tuple[Any, tuple[Any, ...]]:

@@ -17,7 +17,8 @@ from spectral_compile._torch import compiling_as_often_as_asked
 from spectral_compile.backend import spectral
 from spectral_compile.pipeline import observe
 from spectral_compile.plan import GemmPlan, Plan
-from spectral_compile.report.sizes import Size, readable, saved, saved_by_products, saved_unchanged
+from spectral_compile.report.python_code import plain_copy
+from spectral_compile.report.sizes import Size, expression, readable, saved, saved_by_products, saved_unchanged
 
 WIDTH = 150  # of the printed table
 
@@ -120,7 +121,7 @@ class _Seen:
 
     def __call__(self, stage: str, graph: fx.Graph, plan: Plan) -> None:
         if stage == "joint":
-            self.before.append(_copy(graph))
+            self.before.append(plain_copy(graph))
             self.plans.append(plan)
             self.forwards.append(None)
             self.joints.append(graph)
@@ -132,7 +133,7 @@ class _Seen:
     def graphs(self) -> Iterator[ExplainedGraph]:
         for before, plan, forward, joint in zip(self.before, self.plans, self.forwards, self.joints, strict=True):
             kept = {} if forward is None else saved(forward)
-            by_product = saved_by_products(joint, plan.products, kept)
+            by_product = saved_by_products(joint, plan.products or [""] * len(plan.rows), kept)
             rows = (
                 Explained(row, _flops(row), sympy.Integer(0) if row.role == "fprop" else size)
                 for row, size in zip(plan.rows, by_product, strict=True)
@@ -141,18 +142,10 @@ class _Seen:
             yield ExplainedGraph(tuple(rows), sum(kept.values(), start=sympy.Integer(0)), unchanged)
 
 
-def _copy(graph: fx.Graph) -> fx.Graph:
-    twin = fx.Graph()
-    twin.output(twin.graph_copy(graph, {}))
-    twin.output_node().meta = dict(graph.output_node().meta)
-    return twin
-
-
 def _flops(row: GemmPlan) -> Size | None:
     if not row.m:
         return None
-    product: Size = 2 * sympy.sympify(row.m) * sympy.sympify(row.n) * sympy.sympify(row.k)
-    return product
+    return 2 * expression(row.m) * expression(row.n) * expression(row.k)
 
 
 @contextlib.contextmanager
@@ -176,8 +169,8 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
 def _notes(model: Any, seen: _Seen) -> Iterator[str]:
     if not seen.plans:
         yield (
-            "no graph with weights that multiply was compiled, or no pass is left to run: check options, SPECTRAL_DISABLE"
-            " and that the model is called with the inputs it trains on"
+            "nothing that multiplies weights was compiled, or no pass is left to run: look at options, at"
+            " SPECTRAL_DISABLE, and at whether the model is called with the inputs that it trains on"
         )
     if len(seen.plans) > 1:
         yield f"{len(seen.plans)} graphs, not one: the model's code breaks it, and they share no quantisation"

@@ -21,13 +21,15 @@ def mark_user_outputs(forward: fx.Graph, count: int) -> None:
 
 
 def saved(forward: fx.Graph) -> dict[str, Size]:
-    """Bytes of each node that a forward graph saves, less what is alive anyway: its inputs, and the user's results."""
+    """Bytes of what a forward graph saves, by node, less what is alive anyway: its inputs. Views count as what they are
+    views of, once.
+    """
     output = forward.output_node()
-    results, count = output.args[0], output.meta[_USER_OUTPUTS]
+    results = output.args[0]
     assert isinstance(results, (list, tuple))
-    given = set(results[:count])
-    kept = [node for node in results[count:] if isinstance(node, fx.Node) and node.op != "placeholder"]
-    return {node.name: _bytes(node) for node in kept if node not in given}
+    kept = results[output.meta[_USER_OUTPUTS] :]
+    stored = dict.fromkeys(_behind_views(node) for node in kept if isinstance(node, fx.Node))
+    return {node.name: _bytes(node) for node in stored if node.op != "placeholder"}
 
 
 def saved_unchanged(joint: fx.Graph, forward: fx.Graph) -> Size:
@@ -45,7 +47,7 @@ def saved_by_products(joint: fx.Graph, products: Sequence[str], kept: dict[str, 
     nodes = {node.name: node for node in joint.nodes}
     sizes = []
     for name in products:
-        read = nodes[name].all_input_nodes if name in nodes else []
+        read = {_behind_views(node) for node in nodes[name].all_input_nodes} if name in nodes else set()
         sizes.append(sum((kept[node.name] for node in read if node.name in kept), start=sympy.Integer(0)))
     return sizes
 
@@ -58,12 +60,19 @@ def readable(size: Size) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
+def expression(size: Any) -> Size:
+    """A number, a symbolic size, or either as text: without torch's assumptions, which tell equal symbols apart."""
+    return sympy.sympify(str(size))
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    while getattr(node.target, "is_view", False):
+        node = node.all_input_nodes[0]
+    return node
+
+
 def _bytes(node: fx.Node) -> Size:
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         return sympy.Integer(8)
-    return _expression(value.numel()) * value.element_size()
-
-
-def _expression(size: Any) -> Size:
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    return expression(value.numel()) * value.element_size()
