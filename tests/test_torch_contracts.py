@@ -4,8 +4,10 @@ A test that fails here on a new torch names the assumption that no longer holds.
 """
 
 import ctypes
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -428,7 +430,12 @@ def test_what_a_cpu_can_multiply_and_what_an_operator_is() -> None:
 
 def test_a_joint_graph_tells_which_outputs_are_differentiated() -> None:
     seen: list[list[str]] = []
-    stop = observe(lambda stage, graph, plan: seen.append([n.name for n in _torch.differentiated_outputs(graph)]))
+
+    def look(stage: str, graph: fx.Graph, plan: object) -> None:
+        if stage not in ("forward", "backward"):
+            seen.append([node.name for node in _torch.differentiated_outputs(graph)])
+
+    stop = observe(look)
     linear = nn.Linear(8, 8)
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -439,3 +446,57 @@ def test_a_joint_graph_tells_which_outputs_are_differentiated() -> None:
     stop()
     assert all(len(outputs) == 1 and outputs[0].startswith("sum") for outputs in seen)
     assert seen
+
+
+def test_the_frame_being_compiled_shows_its_modules() -> None:
+    seen: list[dict[str, nn.Module]] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        seen.append(_torch.root_frame_modules())
+        return gm.forward
+
+    class Mine(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    def function(module: nn.Module, x: Tensor) -> Tensor:
+        return module(x) * 2
+
+    mine = Mine()
+    torch.compile(mine, backend=backend)(torch.ones(2))
+    torch.compile(function, backend=backend)(mine, torch.ones(2))
+    torch.compiler.reset()  # else the code of the first call serves
+    mine.compile(backend=backend)
+    mine(torch.ones(2))
+    assert [{name: module is mine for name, module in found.items()} for found in seen] == [
+        {"self": True},
+        {"module": True},
+        {"self": True},
+    ]
+    assert _torch.root_frame_modules() == {}
+
+
+def test_a_frame_may_be_compiled_more_often_than_the_limit() -> None:
+    compiled = 0
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        nonlocal compiled
+        compiled += 1
+        return gm.forward
+
+    def function(x: Tensor, times: int) -> Tensor:
+        return x * times
+
+    with _torch.compiling_as_often_as_asked():
+        for times in range(40):
+            torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs), dynamic=False)(torch.ones(2), times)
+    assert compiled == 40
+
+
+def test_a_text_goes_into_the_structured_trace(tmp_path: Path) -> None:
+    program = "from spectral_compile import _torch; _torch.trace_artifact('spectral_text', 'what it says')"
+    environment = {**os.environ, "TORCH_TRACE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=Path(__file__).parents[1])
+    (log,) = tmp_path.iterdir()
+    assert '"name": "spectral_text"' in log.read_text()
+    assert "what it says" in log.read_text()
