@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import ShortenTraceback
-from torch._dynamo.source import AttrSource
+from torch._dynamo.source import AttrSource, LocalSource
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext, detect_fake_mode
 from torch._inductor import config as inductor_config
@@ -46,6 +46,7 @@ __all__ = [
     "dynamo_source_name",
     "graph_input_index",
     "guard_on_attribute",
+    "guard_on_identity",
     "in_compiled_autograd",
     "inductor_config",
     "inductor_mode_options",
@@ -88,6 +89,13 @@ def guard_on_attribute(module: str, holder: str, attribute: str) -> None:
         return
     source = AttrSource(AttrSource(root.import_source(module), holder), attribute)
     install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
+
+
+def guard_on_identity(local: str) -> None:
+    """Make Dynamo recompile the frame being compiled when its local variable is another object."""
+    from torch._dynamo.guards import GuardBuilder, install_guard
+
+    install_guard(LocalSource(local).make_guard(GuardBuilder.ID_MATCH))
 
 
 def root_frame_modules() -> dict[str, nn.Module]:

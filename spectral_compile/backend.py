@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, fx, nn
 
 import spectral_compile.ops  # noqa: F401  # registers the operators: cached code calls them without passing by here
-from spectral_compile import config, policy, registry, scopes, watch
+from spectral_compile import config, configure, policy, registry, scopes, watch
 from spectral_compile._torch import (
     compile_fx,
     guard_on_attribute,
+    guard_on_identity,
     in_compiled_autograd,
     inductor_config,
     inductor_mode_options,
     inductor_modes,
     inductor_option_names,
+    root_frame_modules,
 )
 from spectral_compile.config import Options
 from spectral_compile.errors import SpectralRuntimeError, SpectralValueError
@@ -55,6 +57,9 @@ def spectral(
     parsed = config.parse_options(options)
     _check_what_is_for_inductor(parsed, mode)
     guard_on_attribute(watch.__name__, watch.watch(options, scopes.all_holders(gm)), "key")
+    if configure.any_module():  # then what is compiled for one module is not for another of its class
+        for name in root_frame_modules():
+            guard_on_identity(name)
     if config.disabled_by_environment() == (config.ALL,) or in_compiled_autograd():
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
@@ -160,9 +165,11 @@ def _check_together(settings: Scopes) -> None:
 
 def _apply_to_dynamo_graph(gm: fx.GraphModule, options: Options) -> None:
     for _, step in steps("dynamo", options, {}):
-        step(gm.graph)
-        gm.graph.lint()
-        gm.recompile()
+        for module in gm.modules():  # checkpointed regions are graphs of their own
+            if isinstance(module, fx.GraphModule):
+                step(module.graph)
+                module.graph.lint()
+                module.recompile()
 
 
 @contextlib.contextmanager

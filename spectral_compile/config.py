@@ -78,8 +78,11 @@ class Options:
         return policy.find(self.resolved(), kind)
 
 
-def parse_options(options: Mapping[str, Any] | None) -> Options:
-    """Validate what the user wrote. Raises a ValueError that names the key, the value and the nearest valid one."""
+def parse_options(options: Mapping[str, Any] | None, together: bool = True) -> Options:
+    """Validate what the user wrote. Raises a ValueError that names the key, the value and the nearest valid one.
+
+    together: whether the settings must also go together; not where they are a part of what will be said.
+    """
     given = dict(options or {})
     for key in ("passes", "exclude", "rules", "disable"):
         if isinstance(given.get(key), list):
@@ -104,7 +107,8 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
         check_name("recipe", parsed.recipe, RECIPES)
         _check_passes(parsed)
         _check_patterns(parsed)
-        policy.validate(parsed.resolved(), parsed.all_rules())
+        if together:
+            policy.validate(parsed.resolved(), parsed.all_rules())
     except ValueError as error:
         raise SpectralValueError(str(error)) from None
     return parsed

@@ -7,7 +7,7 @@ is compiled (`scopes.py`), and a change of them compiles anew (`watch.py`).
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import field
 from typing import Any, ClassVar, TypeVar
@@ -85,7 +85,7 @@ def configure(
     >>> configure(QuantizeFP4(format="mxfp4"))(model.layers[0])
 
     Modules and classes are returned as they are; what is on them already is kept unless it is replaced. Raises
-    ValueError for settings that are none or do not go together.
+    ValueError for settings that are none; those that do not go together are refused where they meet.
     """
     try:
         checked = parse_options(
@@ -94,7 +94,8 @@ def configure(
                 "recipe": DEFAULT_RECIPE if recipe is None else recipe,
                 "rules": rules if isinstance(rules, Rule) else tuple(rules),
                 "exclude": exclude if isinstance(exclude, str) else tuple(exclude),
-            }
+            },
+            together=False,  # the backend sees what they meet
         )
     except SpectralValueError as error:
         raise ValueError(str(error)) from None
@@ -121,9 +122,32 @@ def of_holder(holder: type | nn.Module) -> Configuration | None:
     return found
 
 
-def configured_module(identity: str) -> nn.Module | None:
-    """A module on which something was configured, by its id as a string."""
-    return _modules.get(identity)
+def enclosing(module: nn.Module) -> list[nn.Module]:
+    """The configured modules that hold this one, outermost first, whether or not a call of them led here: a list of
+    layers is never called, and a graph that begins inside a module knows nothing of its caller.
+    """
+    around = []
+    for holder in tuple(_modules.values()):
+        inside = list(holder.modules())
+        if holder is not module and any(module is one for one in inside):
+            around.append((len(inside), holder))
+    return [holder for _, holder in sorted(around, key=lambda pair: -pair[0])]
+
+
+def remember(module: nn.Module) -> None:
+    """Know a configured module that was not configured itself: a copy of one that was."""
+    _modules[str(id(module))] = module
+
+
+def any_module() -> bool:
+    """Whether any module, beside classes, is configured."""
+    return bool(_modules)
+
+
+def inside_configured() -> Iterator[nn.Module]:
+    """All configured modules, and those that they hold."""
+    for holder in tuple(_modules.values()):
+        yield from holder.modules()
 
 
 def of_function() -> Configuration | None:
@@ -159,14 +183,16 @@ def _decorated(function: Callable[..., Any], own: Configuration) -> Callable[...
     annotation = f"{ANNOTATION}{own!r}"
     _annotated[annotation] = own
 
-    @functools.wraps(function)
-    def configured(*arguments: Any, **named: Any) -> Any:
+    # The arguments' names tell `plain_path` that they are no part of a layer's path. What torch.compile left on a
+    # function's __dict__ is of that function alone.
+    @functools.wraps(function, updated=())
+    def configured(*spectral_arguments: Any, **spectral_named: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():  # where setting a context variable would break the graph
             with torch.fx.traceback.annotate({annotation: ""}):
-                return function(*arguments, **named)
+                return function(*spectral_arguments, **spectral_named)
         token = _of_function.set(own.inside(_of_function.get()))
         try:
-            return function(*arguments, **named)
+            return function(*spectral_arguments, **spectral_named)
         finally:
             _of_function.reset(token)
 

@@ -43,7 +43,8 @@ def register_pass(
     after: str | Iterable[str] = (),
     version: object = None,
 ) -> Callable[[_Function], _Function]:
-    """Decorator: run `function(graph, options)` in every graph that this backend rewrites.
+    """Decorator: run `function(graph, options)` in every graph that this backend rewrites; in stage "dynamo" in every
+    graph that it is given, and in those of checkpointed regions.
 
     The function changes a `torch.fx.Graph` in place; options are `spectral_compile.config.Options`.
 

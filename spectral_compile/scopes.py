@@ -50,7 +50,9 @@ def gather(gm: fx.GraphModule, options: Options) -> Scopes:
     base = options if around is None else around.over(options)
     if around is not None and around.excluded:
         base = Configuration(exclude=("",)).over(base)
-    found = {path: _of(kinds) for path, kinds in holders(gm).items()}
+    kinds_by_path = holders(gm)
+    called = {id(holder) for kinds in kinds_by_path.values() for holder in kinds}
+    found = {path: _of(kinds, called) for path, kinds in kinds_by_path.items()}
     noted = dict.fromkeys(note for node in all_nodes(gm) for note in annotations(node))
     scopes = Scopes(
         base,
@@ -68,12 +70,16 @@ def holders(gm: fx.GraphModule) -> dict[str, tuple[Holder, ...]]:
     """For each path in a graph, the class and, where it can be found, the module that settings may be on."""
     roots = root_frame_modules()
     by_id = {str(id(module)): module for root in roots.values() for module in root.modules()}
+    for reached in by_id.values():
+        if configure.of_holder(reached) is not None:
+            configure.remember(reached)
+    by_id |= {str(id(module)): module for module in configure.inside_configured()}
     found: dict[str, tuple[Holder, ...]] = {}
     if (root := roots.get("self")) is not None:
         found[ROOT] = (type(root), root)
     for node in all_nodes(gm):
         for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items():
-            module = by_id.get(str(key).partition("@")[0]) or configure.configured_module(str(key).partition("@")[0])
+            module = by_id.get(str(key).partition("@")[0])  # what follows @ numbers the calls of a module
             if isinstance(kind, type):
                 found[path] = (kind,) if module is None else (kind, module)
     return found
@@ -95,9 +101,11 @@ def raw_paths(node: fx.Node) -> list[str]:
     return [path for path, _ in stack.values()]
 
 
-def _of(kinds: tuple[Holder, ...]) -> Configuration | None:
+def _of(kinds: tuple[Holder, ...], called: set[int]) -> Configuration | None:
+    """Of a class and a module, and of what holds the module without a path of its own in the graph."""
     found: Configuration | None = None
-    for holder in kinds:
+    around = [one for holder in kinds if isinstance(holder, nn.Module) for one in configure.enclosing(holder)]
+    for holder in (*(one for one in around if id(one) not in called), *kinds):
         own = configure.of_holder(holder)
         found = own.inside(found) if own is not None else found
     return found

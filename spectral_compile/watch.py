@@ -27,13 +27,18 @@ class Watch:
         """Changes when the configuration does."""
         environment = [os.environ.get(name, "") for name in ("SPECTRAL_DISABLE", "SPECTRAL_DUMP")]
         passes = registry.digest() if registry.has_registered() else ""
-        return f"{environment} {dict(self.options or {})!r} {configure.of_function()!r} {passes} {self._configured()}"
+        around = (
+            f"{configure.of_function()!r} {configure.any_module()}"  # from the first one on, modules are told apart
+        )
+        return f"{environment} {dict(self.options or {})!r} {around} {passes} {self._configured()}"
 
     def _configured(self) -> str:
         """Looked up again only after something was configured somewhere: this runs at each call."""
         changes, seen = self._seen
         if changes != configure.changes():
-            own = [configure.of_holder(holder) for ref in self.holders if (holder := ref()) is not None]
+            alive = [holder for ref in self.holders if (holder := ref()) is not None]
+            around = [one for holder in alive if isinstance(holder, nn.Module) for one in configure.enclosing(holder)]
+            own = [configure.of_holder(holder) for holder in (*around, *alive)]
             seen = repr([configuration for configuration in own if configuration is not None])
             self._seen = (configure.changes(), seen)
         return seen

@@ -208,9 +208,11 @@ def compiled_call(compiled: Any) -> Any:
 def test_configuring_a_module_later_compiles_anew_and_configuring_another_does_not() -> None:
     model = Outer()
     compiled = torch.compile(model, backend="spectral", options=OPTIONS)
+    first = Outer()
+    spectral.exclude(first.first)  # from here on modules of a class are told apart
     with Compiles() as plans:
         compiled(x())
-        spectral.exclude(Outer().first)
+        spectral.exclude(first.second)
         compiled(x())
         assert len(plans) == 1
         spectral.exclude(model.first)
@@ -253,3 +255,67 @@ def test_a_compiled_module_is_configured_like_the_module() -> None:
     with Compiles() as plans:
         compiled(x())
     assert {row.a.format for row in plans[0].rows if row.a is not None} == {"mxfp4"}
+
+
+def test_a_list_of_layers_is_configured_though_nobody_calls_it() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Inner() for _ in range(2))
+            self.head = Inner()
+
+        def forward(self, value: Tensor) -> Tensor:
+            for layer in self.layers:
+                value = layer(value)
+            return self.head(value)
+
+    model = Stack()
+    spectral.exclude(model.layers)
+    assert set(capture(model, x(), recipe="nvfp4-plain").reasons) == {"layers.0.up", "layers.1.up"}
+
+
+def test_a_graph_break_inside_a_configured_module_loses_nothing() -> None:
+    class Breaks(Inner):
+        def forward(self, value: Tensor) -> Tensor:
+            value = self.up(value)
+            torch._dynamo.graph_break()
+            return self.up(value)
+
+    model = Outer(Breaks())
+    spectral.exclude(model)
+    with Compiles() as plans:
+        torch.compile(model, backend="spectral", options=OPTIONS)(x())
+    assert len(plans) == 3
+    assert not any(plan.quantized for plan in plans)
+
+
+def test_two_modules_of_a_class_share_no_code_once_one_is_configured() -> None:
+    plain, kept = Outer(), Outer()
+    spectral.exclude(kept)
+
+    def forward(module: nn.Module, value: Tensor) -> Tensor:
+        return module(value)
+
+    for order in ((plain, kept), (kept, plain)):
+        with Compiles() as plans:
+            compiled = torch.compile(forward, backend="spectral", options=OPTIONS)
+            for module in order:
+                compiled(module, x())
+        assert [bool(plan.quantized) for plan in plans] == [module is plain for module in order]
+
+
+def test_layers_keep_their_names_under_a_decorator() -> None:
+    @spectral.configure()
+    def step(model: nn.Module, value: Tensor) -> Tensor:
+        return model(value)
+
+    (graph,) = spectral.explain(step, Outer(), x()).graphs
+    assert {product.plan.layer for product in graph.products} == {"first.up", "second.up"}
+
+
+def test_settings_may_need_what_they_meet() -> None:
+    model = Outer()
+    spectral.configure(rules=[Rule(activations=Operand(center=True))])(model.first)
+    assert capture(model, x(), recipe="averis").row("first.up", "fprop").centered
+    with pytest.raises(ValueError, match="needs MeanCenter"):
+        capture(model, x(), recipe="nvfp4-plain")

@@ -1,6 +1,8 @@
 """Every Python block of the README and of docs/ runs, in order, in one namespace a page."""
 
 import re
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -16,7 +18,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch._dynamo.reset()
-    namespace: dict[str, object] = {"__name__": "docs"}
+    module = types.ModuleType("page_under_test")  # where Dynamo finds the globals of functions that it inlines
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     text = page.read_text()
     for block in BLOCK.finditer(text):
         line = text[: block.start()].count("\n") + 2
@@ -24,7 +27,7 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             warnings.filterwarnings("ignore", module=r"torch\..*")
-            exec(code, namespace)
+            exec(code, module.__dict__)
     assert PAGES
 
 

@@ -500,3 +500,22 @@ def test_a_text_goes_into_the_structured_trace(tmp_path: Path) -> None:
     (log,) = tmp_path.iterdir()
     assert '"name": "spectral_text"' in log.read_text()
     assert "what it says" in log.read_text()
+
+
+def test_a_guard_on_identity_tells_objects_apart() -> None:
+    compiled = 0
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        nonlocal compiled
+        compiled += 1
+        _torch.guard_on_identity("module")
+        return gm.forward
+
+    def function(module: nn.Module, x: Tensor) -> Tensor:
+        return module(x) * 2
+
+    call = torch.compile(function, backend=backend)
+    first, second = nn.ReLU(), nn.ReLU()
+    for module in (first, second, first, second):
+        call(module, torch.ones(2))
+    assert compiled == 2

@@ -37,7 +37,8 @@ def test_what_is_configured_for_the_own_modules_is_seen_and_for_others_is_not() 
     class Mine(nn.Module):
         pass
 
-    module, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    module, other, first = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    exclude(first)  # from here on modules of a class are told apart
     watched = Watch(None, (Mine, module))
     keys = [watched.key]
     exclude(other)

@@ -70,6 +70,7 @@ def plain_path(expression: str) -> str:
     path, changed = expression, 1
     while changed:  # from the inside out
         path, changed = re.subn(r"getattr\(([^()]*), '([^']+)'\)", r"\1.\2", path)
+    path = re.sub(r"^L\['spectral_(?:arguments|named)'\]\['?[^'\]]+'?\]", "", path)  # of a decorator's own frame
     path = re.sub(r"^[LG]\['[^']+'\]", "", path)
     path = re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", path)
     path = re.sub(r"\['?([^'\]]+)'?\]", r".\1", path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from spectral_compile import config
@@ -40,12 +41,15 @@ def table(findings: list[Finding]) -> Table:
         shown.add_column(heading)
     marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "note": "[yellow]note[/]"}
     for finding in findings:
-        shown.add_row(marks[finding.verdict], finding.what, finding.found, finding.advice)
+        shown.add_row(marks[finding.verdict], *map(escape, (finding.what, finding.found, finding.advice)))
     return shown
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding("spectral_compile", "ok", importlib.metadata.version("spectral-compile"))
+    try:
+        yield Finding("spectral_compile", "ok", importlib.metadata.version("spectral-compile"))
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("spectral_compile", "missing", "not installed", "pip install -e . in the checkout")
     yield Finding("Python", "ok", platform.python_version())
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2] if part.isdigit())
     tested = release >= (2, 11)

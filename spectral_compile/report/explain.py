@@ -1,6 +1,7 @@
 """`explain`: what would become of each product of a model, and why not where not, before anything is trained."""
 
 import contextlib
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,10 +105,33 @@ def explain(
     stop = observe(seen)
     try:
         with _left_as_it_was(target), compiling_as_often_as_asked():
-            torch.compile(target, backend=look)(*inputs, **named)
+            torch.compile(_as_another_function(target), backend=look)(*inputs, **named)
     finally:
         stop()
     return Explanation(tuple(seen.graphs()), tuple(_notes(target, seen)))
+
+
+def _as_another_function(target: Callable[..., Any]) -> Callable[..., Any]:
+    """The target with code of its own: Dynamo keeps what it compiles with a function's code, where there is only so much
+    room, and training will need it.
+    """
+    method: Any = target.forward if isinstance(target, nn.Module) else target
+    function = getattr(method, "__func__", method)
+    if not isinstance(function, types.FunctionType) or function.__module__.startswith("torch."):
+
+        def explained(*spectral_arguments: Any, **spectral_named: Any) -> Any:
+            return target(*spectral_arguments, **spectral_named)
+
+        return explained
+    twin = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return types.MethodType(twin, method.__self__) if function is not method else twin
 
 
 class _Seen:
@@ -115,6 +139,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.before: list[fx.Graph] = []
+        self.roots: list[nn.Module] = []
         self.plans: list[Plan] = []
         self.forwards: list[fx.Graph | None] = []
         self.joints: list[fx.Graph] = []
@@ -122,6 +147,7 @@ class _Seen:
     def __call__(self, stage: str, graph: fx.Graph, plan: Plan) -> None:
         if stage == "joint":
             self.before.append(plain_copy(graph))
+            self.roots.append(graph.owning_module or nn.Module())
             self.plans.append(plan)
             self.forwards.append(None)
             self.joints.append(graph)
@@ -131,14 +157,15 @@ class _Seen:
             self.joints[-1] = graph
 
     def graphs(self) -> Iterator[ExplainedGraph]:
-        for before, plan, forward, joint in zip(self.before, self.plans, self.forwards, self.joints, strict=True):
+        seen = zip(self.before, self.roots, self.plans, self.forwards, self.joints, strict=True)
+        for before, root, plan, forward, joint in seen:
             kept = {} if forward is None else saved(forward)
             by_product = saved_by_products(joint, plan.products or [""] * len(plan.rows), kept)
             rows = (
                 Explained(row, _flops(row), sympy.Integer(0) if row.role == "fprop" else size)
                 for row, size in zip(plan.rows, by_product, strict=True)
             )
-            unchanged = sympy.Integer(0) if forward is None else saved_unchanged(before, forward)
+            unchanged = sympy.Integer(0) if forward is None else saved_unchanged(before, root, forward)
             yield ExplainedGraph(tuple(rows), sum(kept.values(), start=sympy.Integer(0)), unchanged)
 
 

@@ -32,11 +32,13 @@ def saved(forward: fx.Graph) -> dict[str, Size]:
     return {node.name: _bytes(node) for node in stored if node.op != "placeholder"}
 
 
-def saved_unchanged(joint: fx.Graph, forward: fx.Graph) -> Size:
-    """Bytes that would be saved of a joint graph as it was before any pass; `forward` is of the rewritten one."""
+def saved_unchanged(joint: fx.Graph, root: nn.Module, forward: fx.Graph) -> Size:
+    """Bytes that would be saved of a joint graph as it was before any pass, with the module that holds its constants;
+    `forward` is of the rewritten one.
+    """
     assert not holds_spectral_operators(joint)
     count = forward.output_node().meta[_USER_OUTPUTS]
-    module = fx.GraphModule(nn.Module(), joint)
+    module = fx.GraphModule(root, joint)
     before, _ = min_cut_rematerialization_partition(module, None, num_fwd_outputs=count)
     mark_user_outputs(before.graph, count)
     return sum(saved(before.graph).values(), start=sympy.Integer(0))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import spectral_compile as spectral
 from spectral_compile import explain
+from spectral_compile.pipeline import observe
 from spectral_compile.report.saved import saved_bytes
 from tests.capture import compiled_eagerly
 
@@ -136,3 +137,27 @@ def test_it_prints_a_table_a_graph() -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown recipe"):
         explain(Net(), x(), options={"recipe": "none such"})
+
+
+def test_explaining_leaves_room_for_compiling() -> None:
+    torch._dynamo.reset()
+    model = Net()
+    for _ in range(12):
+        explain(model, x())
+    seen: list[str] = []
+    stop = observe(lambda stage, graph, plan: seen.append(stage))
+    torch.compile(model, backend="spectral", options={"codegen": "eager"})(x())
+    stop()
+    assert "joint" in seen
+
+
+def test_a_graph_with_a_constant_of_its_own_and_a_step_decorated_above_compile() -> None:
+    model = nn.Linear(32, 16)
+
+    @spectral.exclude
+    @torch.compile(backend="spectral", options={"codegen": "eager"})
+    def step(value: Tensor) -> Tensor:
+        return model(value) * torch.tensor([2.0] * 16)
+
+    (graph,) = explain(step, x()).graphs
+    assert not any(product.plan.quantized for product in graph.products)
