@@ -112,8 +112,8 @@ def explain(
 
 
 def _as_another_function(target: Callable[..., Any]) -> Callable[..., Any]:
-    """The target with code of its own: Dynamo keeps what it compiles with a function's code, where there is only so much
-    room, and training will need it.
+    """The target with code of its own: Dynamo keeps what it compiles with a function's code, where there is only so
+    much room, and training will need it.
     """
     method: Any = target.forward if isinstance(target, nn.Module) else target
     function = getattr(method, "__func__", method)
