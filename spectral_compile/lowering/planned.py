@@ -2,6 +2,8 @@
 
 import operator
 
+import torch
+import torch.utils._pytree as pytree
 from torch import fx
 
 from spectral_compile.graph.verify import is_ours
@@ -9,10 +11,19 @@ from spectral_compile.ops.library import planned
 
 
 def plan_memory(graph: fx.Graph) -> None:
-    """Put the twin with an overload `out` in the place of each of our operators all of whose results are read."""
+    """Put the twin with an overload `out` in the place of each of our operators all of whose results are read.
+
+    Their sizes are numbers: Inductor 2.13 makes no such layout of symbols.
+    """
     for node in graph.nodes:
-        if is_ours(node) and (twin := planned(node.target)) is not None and _all_results_are_read(node):
+        twin = planned(node.target) if is_ours(node) else None
+        if twin is not None and _all_results_are_read(node) and not _is_dynamic(node):
             node.target = twin
+
+
+def _is_dynamic(node: fx.Node) -> bool:
+    results = pytree.tree_leaves(node.meta["val"])
+    return any(isinstance(size, torch.SymInt) for result in results for size in (*result.shape, *result.stride()))
 
 
 def _all_results_are_read(node: fx.Node) -> bool:

@@ -51,3 +51,12 @@ def test_inductor_runs_what_is_planned_and_what_is_not(options: dict[str, Any]) 
     with torch.autocast("cpu", torch.bfloat16):
         torch.compile(model, backend="spectral", options=options)(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_dynamic_sizes_are_not_planned_and_run() -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 16))
+    compiled = torch.compile(model, backend="spectral", options={"recipe": "averis"}, dynamic=True)
+    for tokens in (64, 80):
+        compiled(torch.randn(tokens, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
