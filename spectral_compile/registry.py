@@ -128,8 +128,8 @@ def _order(stage: Stage, missing_allowed: bool = False) -> list[str]:
     try:
         return list(nx.lexicographical_topological_sort(graph, key=names.index))
     except nx.NetworkXUnfeasible:
-        (first, *_), rest = nx.find_cycle(graph)[0], nx.find_cycle(graph)
-        cycle = " before ".join([first, *(b for _, b, *_ in rest)])
+        edges = nx.find_cycle(graph)
+        cycle = " before ".join([edges[0][0], *(b for _, b, *_ in edges)])
         raise ValueError(f"{stage} passes cannot be ordered: {cycle}") from None
 
 

@@ -10,7 +10,7 @@ from spectral_compile import configure
 from spectral_compile._torch import root_frame_modules
 from spectral_compile.config import Options
 from spectral_compile.configure import ANNOTATION, Configuration
-from spectral_compile.graph.facts import all_nodes
+from spectral_compile.graph.facts import all_nodes, raw_module_stack
 
 ROOT = ""  # in place of a path: the module whose forward is compiled, which is absent from its own products' stacks
 
@@ -41,7 +41,8 @@ class Scopes:
         """What is configured around a node, outermost first: functions, then modules."""
         modules, functions = dict(self.modules), dict(self.functions)
         yield from (functions[note] for note in annotations(node) if note in functions)
-        yield from (modules[path] for path in (ROOT, *raw_paths(node)) if path in modules)
+        paths = (ROOT, *(path for path, _ in raw_module_stack(node)))
+        yield from (modules[path] for path in paths if path in modules)
 
 
 def gather(gm: fx.GraphModule, options: Options) -> Scopes:
@@ -93,12 +94,6 @@ def all_holders(gm: fx.GraphModule) -> tuple[Holder, ...]:
 def annotations(node: fx.Node) -> list[str]:
     """What decorated functions left on a node, outermost first."""
     return [key for key in node.meta.get("custom") or {} if str(key).startswith(ANNOTATION)]
-
-
-def raw_paths(node: fx.Node) -> list[str]:
-    """The modules that a node came from, as Dynamo writes their paths, outermost first."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
-    return [path for path, _ in stack.values()]
 
 
 def _of(kinds: tuple[Holder, ...], called: set[int]) -> Configuration | None:

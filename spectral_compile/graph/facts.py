@@ -59,8 +59,12 @@ def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
 
 def module_stack(node: fx.Node) -> list[tuple[str, type]]:
     """The modules a node came from, outermost first: (path, class). Backward nodes name their forward's modules."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
-    return [(plain_path(path), kind) for path, kind in stack.values()]
+    return [(plain_path(path), kind) for path, kind in raw_module_stack(node)]
+
+
+def raw_module_stack(node: fx.Node) -> list[tuple[str, type]]:
+    """As `module_stack`, with paths as Dynamo writes them."""
+    return list((node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}).values())
 
 
 def plain_path(expression: str) -> str:
