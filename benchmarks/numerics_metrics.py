@@ -112,10 +112,7 @@ def round_trip(x: Tensor, setting: Setting, gain: Tensor | float = 1.0, seed: in
     unit = q.scales.float().repeat_interleave(setting.block, -1)
     if setting.square:
         unit = unit.repeat_interleave(setting.block, -2)
-    tensor_scale = formats.FORMATS[setting.format].tensor_scale
-    if tensor_scale is not None:
-        unit = unit * tensor_scale(q.amax)
-    return RoundTrip(x, back / gain, unit / gain, setting)
+    return RoundTrip(x, back / gain, unit * q.tensor_scale / gain, setting)
 
 
 def sqnr(x: Tensor, back: Tensor) -> float:

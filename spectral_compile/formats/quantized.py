@@ -22,7 +22,7 @@ class Format:
     """block: values that share a scale. scales: the rules by which scales are chosen, the default first.
 
     block_scales(blocks, amax, rule): the scales, and the factors that bring values into E2M1's range.
-    tensor_scale(amax): what the tensor is scaled by on top, or None.
+    tensor_scale(amax): what the tensor is scaled by on top; None where formats have no such thing.
     """
 
     block: int
@@ -43,13 +43,13 @@ class Quantized(NamedTuple):
 
     codes [..., rows, blocks * block / 2] uint8, two a byte, the first in the low nibble, padded with zeros.
     scales [..., tiles, blocks], float8_e4m3fn or float8_e8m0fnu; tiles is rows for blocks of one row.
-    amax [] fp32, the tensor's largest magnitude; NaN where it holds NaN or Inf, so that everything computed from it is
-    NaN. Formats without a tensor scale mark the block instead, and have amax 1.
+    tensor_scale [] fp32, of code * block scale; NaN where the tensor holds NaN or Inf, so that everything computed from
+    it is NaN. Formats without one mark the block instead, and have 1.
     """
 
     codes: Tensor
     scales: Tensor
-    amax: Tensor
+    tensor_scale: Tensor
 
 
 def quantize(
@@ -82,7 +82,7 @@ def quantize(
     x = x.to(torch.float32).movedim(axis, -1).contiguous()  # what follows keeps the layout, also for a transpose
     if x.dim() == 1:
         q = quantize(x[None], format, scale=scale, tile_rows=tile_rows, seed=seed, stream=stream)
-        return Quantized(q.codes[0], q.scales[0], q.amax)
+        return Quantized(q.codes[0], q.scales[0], q.tensor_scale)
 
     amax = _amax(x) if kind.tensor_scale is not None else x.new_ones(())
     x = torch.where(torch.isfinite(amax), x, 0.0)  # a poisoned tensor has codes and scales of zero
@@ -95,7 +95,7 @@ def quantize(
     else:
         codes = e2m1.encode_stochastic(y, random_bytes(seed, stream, y.numel() // GROUP).view(y.shape))
     scales = scales[..., 0, :, 0].clone(memory_format=torch.contiguous_format)  # the usual strides, of no rows too
-    return Quantized(e2m1.pack(codes), scales, amax)
+    return Quantized(e2m1.pack(codes), scales, amax if kind.tensor_scale is None else kind.tensor_scale(amax))
 
 
 def dequantize(q: Quantized, format: str, size: int, axis: int = -1) -> Tensor:
@@ -108,25 +108,18 @@ def dequantize(q: Quantized, format: str, size: int, axis: int = -1) -> Tensor:
     if not 0 <= size <= values.shape[-1]:
         raise ValueError(f"the codes are of at most {values.shape[-1]} elements along the block axis, not {size}")
     values = values[..., :size]
-    scale = tensor_scale(q.amax, format)
-    return (values if scale is None else values * scale).movedim(-1, axis)
+    return (values if check(format).tensor_scale is None else values * q.tensor_scale).movedim(-1, axis)
 
 
 def block_values(q: Quantized, format: str) -> Tensor:
     """code * block scale, fp32 [..., rows, blocks * block]: at most 6 significant bits, hence exact in bf16 as well."""
     codes = e2m1.decode(e2m1.unpack(q.codes))
     if codes.dim() == 1:
-        return block_values(Quantized(q.codes[None], q.scales[None], q.amax), format)[0]
+        return block_values(Quantized(q.codes[None], q.scales[None], q.tensor_scale), format)[0]
     rows, block = codes.shape[-2], check(format).block
     tile_rows = 1 if q.scales.shape[-2] == rows else block
     scales = q.scales.to(torch.float32)[..., :, None, :, None]
     return from_blocks(to_blocks(codes, block, tile_rows) * scales, rows)
-
-
-def tensor_scale(amax: Tensor, format: str) -> Tensor | None:
-    """What `block_values` are multiplied by, fp32 []; None for a format without a tensor scale."""
-    scale = check(format).tensor_scale
-    return None if scale is None else scale(amax)
 
 
 def check(format: str, scale: str | None = None, tile_rows: int = 1, stochastic: bool = False) -> Format:

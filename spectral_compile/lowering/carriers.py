@@ -1,6 +1,6 @@
 """The last rewrite on a CPU: products of codes become products on their carrier, and what follows becomes Inductor's.
 
-    scaled_mm(quantize(x), quantize(w))  ->  mm(round(x), round(w)) * amax_x / 2688 * amax_w / 2688 + left (outer) right
+    scaled_mm(quantize(x), quantize(w))  ->  mm(round(x), round(w)) * scale_x * scale_w + left (outer) right
 
 Codes that leave the graph or come into it (they are saved for backward) stay codes, and `carry` makes values of them.
 The same values are multiplied by the same product and scaled in the same order. What it buys: no packing and unpacking
@@ -17,8 +17,6 @@ import torch
 from torch import fx
 
 from spectral_compile.formats import FORMATS
-from spectral_compile.formats.e2m1 import MAX
-from spectral_compile.formats.nvfp4 import FLT_MAX, SCALE_MAX
 from spectral_compile.graph.emit import Emitter
 from spectral_compile.passes.operand import transpose
 
@@ -129,18 +127,15 @@ def _operand(
     emit: Emitter, stored: list[Any], format: str, shape: tuple[Any, Any], dtype: torch.dtype, kept: set[fx.Node]
 ) -> tuple[fx.Node, fx.Node | None]:
     """What the carrier multiplies, as the codes are stored, and what the product is scaled by."""
-    codes, scales, amax = stored
+    codes, scales, tensor_scale = stored
     quantizer = codes.args[0] if codes.target is operator.getitem else None
     if quantizer is None or quantizer.target is not spectral.quantize.default or quantizer in kept:
         values = emit.call(spectral.carry.default, (codes, scales, format, *shape, dtype), like=codes)
     else:
         arguments = (*quantizer.args[:10], dtype, *quantizer.args[10:])
-        values, amax = emit.outputs(emit.call(spectral.round.default, arguments, like=quantizer), 2)
+        values, tensor_scale = emit.outputs(emit.call(spectral.round.default, arguments, like=quantizer), 2)
         values = transpose(emit, values, quantizer.args[6] == 0)
-    if not _has_tensor_scale(format):
-        return values, None
-    least = emit.call(aten.clamp_min.default, (amax, SCALE_MAX * MAX / FLT_MAX), like=amax)
-    return values, emit.call(aten.div.Tensor, (least, SCALE_MAX * MAX), like=amax)
+    return values, tensor_scale if _has_tensor_scale(format) else None
 
 
 def _low_rank(emit: Emitter, left: fx.Node | None, right: fx.Node, like: fx.Node) -> fx.Node:

@@ -4,36 +4,31 @@ import torch
 from torch import Tensor
 
 from spectral_compile import formats
-from spectral_compile.formats.quantized import Quantized, block_values, tensor_scale
+from spectral_compile.formats.quantized import Quantized, block_values
 from spectral_compile.ops.library import declare
 
 
-def dequantize(codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int) -> Tensor:
+def dequantize(codes: Tensor, scales: Tensor, tensor_scale: Tensor, format: str, rows: int, cols: int) -> Tensor:
     """fp32 [rows, cols] of what `quantize` stored (its block axis last, so transposed for axis 0), padding cut off."""
     if format == "identity":
         return codes[:, :cols].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    values = formats.dequantize(Quantized(codes, scales, amax), format, cols)
+    values = formats.dequantize(Quantized(codes, scales, tensor_scale), format, cols)
     return values.clone(memory_format=torch.contiguous_format)  # strides as promised, of one row too
 
 
-def carried(codes: Tensor, scales: Tensor, amax: Tensor, format: str, cols: int) -> Tensor:
+def carried(codes: Tensor, scales: Tensor, format: str, cols: int) -> Tensor:
     """As `dequantize`, less the tensor scale: what a carrier multiplies, exact in bf16."""
     if format == "identity":
         return codes[:, :cols]
-    return block_values(Quantized(codes, scales, amax), format)[:, :cols]
+    return block_values(Quantized(codes, scales, scales), format)[:, :cols]
 
 
-def scale_of(amax: Tensor, format: str) -> Tensor | None:
-    """What `carried` values are scaled by, fp32 []; None for one."""
-    return None if format == "identity" else tensor_scale(amax, format)
-
-
-def _fake(codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int) -> Tensor:
+def _fake(codes: Tensor, scales: Tensor, tensor_scale: Tensor, format: str, rows: int, cols: int) -> Tensor:
     return codes.new_empty((rows, cols), dtype=torch.float32)
 
 
 declare(
-    "dequantize(Tensor codes, Tensor scales, Tensor amax, str format, SymInt rows, SymInt cols) -> Tensor",
+    "dequantize(Tensor codes, Tensor scales, Tensor tensor_scale, str format, SymInt rows, SymInt cols) -> Tensor",
     reference=dequantize,
     fake=_fake,
 )

@@ -31,9 +31,9 @@ def quantize(
     scaling. `hadamard`: transform along the axis first. `seed` asks for stochastic rounding. `amax` may hold what
     `spectral::amax` says of the operand, where that is known already.
 
-    What codes, scales and amax are says `formats.Quantized`. Format "identity" rounds nothing, which is the rewrite's
-    own test: codes are the values themselves (fp32 where a mean was removed or a transform applied, else x's dtype),
-    scales are empty and amax is 1.
+    Returns codes, block scales and the tensor's scale, as `formats.Quantized` says. Format "identity" rounds nothing,
+    which is the rewrite's own test: codes are the values themselves (fp32 where a mean was removed or a transform
+    applied, else x's dtype), scales are empty and the tensor's is 1.
     """
     check_quantiser(format, scale, axis, tile_rows, seed)
     if mean is not None:
@@ -75,22 +75,22 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_quantiser(format, scale, axis, tile_rows, seed)
     across, along = x.shape if axis == 1 else (x.shape[1], x.shape[0])
-    largest = x.new_empty((), dtype=torch.float32)
+    tensor_scale = x.new_empty((), dtype=torch.float32)
     if format == "identity":
         dtype = x.dtype if mean is None and not hadamard else torch.float32
         if hadamard:
             along = (along + HADAMARD_SIZE - 1) // HADAMARD_SIZE * HADAMARD_SIZE
-        return x.new_empty((across, along), dtype=dtype), x.new_empty(0, dtype=dtype), largest
+        return x.new_empty((across, along), dtype=dtype), x.new_empty(0, dtype=dtype), tensor_scale
     kind = formats.FORMATS[format]
     blocks = (along + kind.block - 1) // kind.block
     tiles = (across + tile_rows - 1) // tile_rows
     codes = x.new_empty((across, blocks * (kind.block // 2)), dtype=torch.uint8)
-    return codes, x.new_empty((tiles, blocks), dtype=kind.scale_dtype), largest
+    return codes, x.new_empty((tiles, blocks), dtype=kind.scale_dtype), tensor_scale
 
 
 declare(
     "quantize(Tensor x, Tensor? mean, Tensor? rows, Tensor? seed, str format, str scale, int axis, int tile_rows,"
-    " bool hadamard, int stream, Tensor? amax=None) -> (Tensor codes, Tensor scales, Tensor amax)",
+    " bool hadamard, int stream, Tensor? amax=None) -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
     reference=quantize,
     fake=_fake,
 )

@@ -36,19 +36,19 @@ def round(
     dtype: torch.dtype,
     amax: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """code * block scale of what `quantize` makes of x [M, K], as x lies, in bf16 or fp32; and amax.
+    """code * block scale of what `quantize` makes of x [M, K], as x lies, in bf16 or fp32; and the tensor's scale.
 
     With `hadamard` the axis is padded to a multiple of 16. `amax`, where given, is what `spectral::amax` says.
     """
-    codes, scales, largest = quantize(x, mean, rows, seed, format, scale, axis, tile_rows, hadamard, stream, amax)
+    codes, scales, tensor_scale = quantize(x, mean, rows, seed, format, scale, axis, tile_rows, hadamard, stream, amax)
     extent = extents(x, axis, hadamard)[axis]
-    values = carried(codes, scales, largest, format, extent)
-    return _contiguous(values if axis == 1 else values.t(), dtype), largest
+    values = carried(codes, scales, format, extent)
+    return _contiguous(values if axis == 1 else values.t(), dtype), tensor_scale
 
 
 def carry(codes: Tensor, scales: Tensor, format: str, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
     """code * block scale of what `quantize` stored: [rows, cols] in bf16 or fp32, exact in either."""
-    return _contiguous(carried(codes, scales, codes, format, cols), dtype)
+    return _contiguous(carried(codes, scales, format, cols), dtype)
 
 
 def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,7 +93,8 @@ def _fake_carry(codes: Tensor, scales: Tensor, format: str, rows: int, cols: int
 declare("amax(Tensor x, Tensor? mean, Tensor? rows) -> Tensor", reference=amax, fake=_fake_amax)
 declare(
     "round(Tensor x, Tensor? mean, Tensor? rows, Tensor? seed, str format, str scale, int axis,"
-    " int tile_rows, bool hadamard, int stream, ScalarType dtype, Tensor? amax=None) -> (Tensor values, Tensor amax)",
+    " int tile_rows, bool hadamard, int stream, ScalarType dtype, Tensor? amax=None)"
+    " -> (Tensor values, Tensor tensor_scale)",
     reference=round,
     fake=_fake_round,
 )

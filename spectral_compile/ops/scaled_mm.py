@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spectral_compile.ops.dequantize import carried, scale_of
+from spectral_compile.ops.dequantize import carried
 from spectral_compile.ops.library import declare
 from spectral_compile.ops.split_mm import add_low_rank
 
@@ -11,10 +11,10 @@ from spectral_compile.ops.split_mm import add_low_rank
 def scaled_mm(
     a_codes: Tensor,
     a_scales: Tensor,
-    a_amax: Tensor,
+    a_tensor_scale: Tensor,
     b_codes: Tensor,
     b_scales: Tensor,
-    b_amax: Tensor,
+    b_tensor_scale: Tensor,
     left: Tensor | None,
     right: Tensor | None,
     m: int,
@@ -33,21 +33,20 @@ def scaled_mm(
     in square blocks serves fprop and dgrad from one set of codes. `carrier` names the arithmetic of the product
     ("bf16", "fp32"): code times block scale is exact in either, sums are fp32. This reference always sums in fp32.
     """
-    a = carried(a_codes, a_scales, a_amax, a_format, k if a_k_last else m).to(torch.float32)
-    b = carried(b_codes, b_scales, b_amax, b_format, k if b_k_last else n).to(torch.float32)
+    a = carried(a_codes, a_scales, a_format, k if a_k_last else m).to(torch.float32)
+    b = carried(b_codes, b_scales, b_format, k if b_k_last else n).to(torch.float32)
     product = (a if a_k_last else a.t()) @ (b.t() if b_k_last else b)
-    for scale in (scale_of(a_amax, a_format), scale_of(b_amax, b_format)):
-        product = product if scale is None else product * scale  # one by one: their product may underflow
+    product = product * a_tensor_scale * b_tensor_scale  # one by one: their product may underflow
     return add_low_rank(product, left, right).to(out_dtype)
 
 
 def _fake(
     a_codes: Tensor,
     a_scales: Tensor,
-    a_amax: Tensor,
+    a_tensor_scale: Tensor,
     b_codes: Tensor,
     b_scales: Tensor,
-    b_amax: Tensor,
+    b_tensor_scale: Tensor,
     left: Tensor | None,
     right: Tensor | None,
     m: int,
@@ -64,8 +63,8 @@ def _fake(
 
 
 declare(
-    "scaled_mm(Tensor a_codes, Tensor a_scales, Tensor a_amax, Tensor b_codes, Tensor b_scales, Tensor b_amax,"
-    " Tensor? left, Tensor? right, SymInt m, SymInt n, SymInt k, bool a_k_last, bool b_k_last,"
+    "scaled_mm(Tensor a_codes, Tensor a_scales, Tensor a_tensor_scale, Tensor b_codes, Tensor b_scales,"
+    " Tensor b_tensor_scale, Tensor? left, Tensor? right, SymInt m, SymInt n, SymInt k, bool a_k_last, bool b_k_last,"
     " str a_format, str b_format, str carrier, ScalarType out_dtype) -> Tensor",
     reference=scaled_mm,
     fake=_fake,

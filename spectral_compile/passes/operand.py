@@ -27,8 +27,8 @@ def transpose(emit: Emitter, node: fx.Node, wanted: bool) -> fx.Node:
 def quantize(
     emit: Emitter, plan: OperandPlan, operand: fx.Node, k_axis: int, like: fx.Node, seed: fx.Node | None
 ) -> tuple[tuple[fx.Node, ...], bool]:
-    """Codes, scales and amax of an operand that is contracted along `k_axis`, and whether k is stored last. What
-    `center` and `hadamard` did to the operand is done by the quantiser instead.
+    """Codes, block scales and tensor scale of an operand that is contracted along `k_axis`, and whether k is stored
+    last. What `center` and `hadamard` did to the operand is done by the quantiser instead.
     """
     matrix, transposed = behind_transpose(operand)
     k_axis = 1 - k_axis if transposed else k_axis

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spectral_compile.formats import FORMATS, Quantized, e2m1, quantize
-from spectral_compile.formats.quantized import block_values, tensor_scale
+from spectral_compile.formats.quantized import block_values
 from tests.formats.inputs import QUANTISERS, matrices
 from tests.scalar.floats import E2M1, E4M3, E8M0
 
@@ -66,5 +66,5 @@ def test_any_quantised_matrix_is_exact_in_bf16_less_its_tensor_scale(
 
 
 def test_only_nvfp4_has_a_tensor_scale() -> None:
-    assert tensor_scale(torch.tensor(2688.0), "nvfp4").item() == 1
-    assert tensor_scale(torch.tensor(1.0), "mxfp4") is None
+    x = torch.full((4, 32), 2 * 2688.0)
+    assert [quantize(x, format).tensor_scale.item() for format in ("nvfp4", "mxfp4")] == [2, 1]

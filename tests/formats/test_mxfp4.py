@@ -109,7 +109,7 @@ def test_nan_or_inf_poisons_its_block_and_nothing_else(
     assert torch.equal(back[~inside], dequantize(clean, "mxfp4", 70)[~inside])
     assert (codes_of(q)[:, :70][inside] == 0).all()
     assert (scale_bytes(q) == 255).nonzero().tolist() == [[7 if tile_rows == 1 else 0, 1]]
-    assert q.amax == 1
+    assert q.tensor_scale == 1
 
 
 def test_after_a_hadamard_transform_poison_still_stays_in_its_block() -> None:

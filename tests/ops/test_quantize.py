@@ -51,11 +51,11 @@ def test_a_mean_is_taken_out_in_fp32_before_anything_else(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_identity_stores_the_values_themselves(dtype: torch.dtype, axis: int) -> None:
     x = torch.randn(6, 10).to(dtype)
-    codes, scales, amax = quantized(x, "identity", axis=axis, seed=SEED)
+    codes, scales, tensor_scale = quantized(x, "identity", axis=axis, seed=SEED)
     assert equal_bits(codes, x if axis == 1 else x.t())
     assert codes.data_ptr() != x.data_ptr()
     assert scales.numel() == 0
-    assert amax.item() == 1
+    assert tensor_scale.item() == 1
 
 
 @AXES

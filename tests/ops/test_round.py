@@ -21,12 +21,12 @@ def test_values_are_those_of_the_codes(
 ) -> None:
     x, mean = torch.randn(37, 50) * 3, torch.randn(50)
     how = {"axis": axis, "mean": mean, "hadamard": hadamard}
-    values, largest = round(*arguments(x, format, rule, tile_rows, **how), dtype)  # type: ignore[arg-type]
+    values, tensor_scale = round(*arguments(x, format, rule, tile_rows, **how), dtype)  # type: ignore[arg-type]
     codes, scales, expected = quantized(x, format, rule, tile_rows, **how)
     extent = -(-x.shape[axis] // 16) * 16 if hadamard else x.shape[axis]
-    stored = carried(codes, scales, expected, format, extent)
+    stored = carried(codes, scales, format, extent)
     assert equal_bits(values, (stored if axis == 1 else stored.t()).to(dtype).contiguous())
-    assert equal_bits(largest, expected)
+    assert equal_bits(tensor_scale, expected)
     rows = stored.shape[0]
     assert equal_bits(carry(codes, scales, format, rows, extent, dtype), stored.to(dtype).contiguous())
 

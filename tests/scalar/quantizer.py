@@ -1,4 +1,4 @@
-"""Both formats block by block: finite matrices to codes, scale bytes and amax, and back."""
+"""Both formats block by block: finite matrices to codes, scale bytes and the tensor's scale, and back."""
 
 from bisect import bisect_right
 from fractions import Fraction
@@ -18,11 +18,11 @@ SCALE_VALUES = {"nvfp4": E4M3, "mxfp4": E8M0}
 
 
 class Scalar(NamedTuple):
-    """codes [rows, blocks * block], one a byte; scales [tiles, blocks], bytes; amax."""
+    """codes [rows, blocks * block], one a byte; scales [tiles, blocks], bytes; tensor_scale."""
 
     codes: np.ndarray
     scales: np.ndarray
-    amax: F
+    tensor_scale: F
 
 
 @np.errstate(over="ignore", under="ignore", divide="ignore")
@@ -50,19 +50,23 @@ def quantize(
             where = np.s_[tile * tile_rows : (tile + 1) * tile_rows, i * block : (i + 1) * block]
             scales[tile, i], y[where] = _scaled(x[where], amax, format, rule or SCALES[format][0])
     y = y[:rows]
-    return Scalar(_nearest(y) if seed is None else _stochastic(y, seed, stream), scales, amax)
+    return Scalar(_nearest(y) if seed is None else _stochastic(y, seed, stream), scales, _tensor_scale(amax, format))
 
 
 def dequantize(q: Scalar, format: str, tile_rows: int = 1) -> np.ndarray:
-    """fp32 values [rows, blocks * block]: code * block scale, exact or beyond fp32; in NVFP4 times (amax / 2688),
-    which falls no further where 2688 / amax is the largest fp32 number."""
+    """fp32 values [rows, blocks * block]: code * block scale, exact or beyond fp32, times the tensor's scale."""
     values = np.zeros(q.codes.shape, F)
     for (i, j), code in np.ndenumerate(q.codes):
         exact = E2M1[code & 7] * SCALE_VALUES[format][q.scales[i // tile_rows, j // BLOCK[format]]]
         magnitude = F(exact) if exact < 2**128 else F("inf")
         assert exact >= 2**128 or Fraction(float(magnitude)) == exact
         values[i, j] = -magnitude if code & 8 else magnitude
-    return values * (max(q.amax, F(2688) / FLT_MAX) / F(2688)) if format == "nvfp4" else values
+    return values * q.tensor_scale
+
+
+def _tensor_scale(amax: F, format: str) -> F:
+    """NVFP4's amax / 2688 falls no further where 2688 / amax is the largest fp32 number."""
+    return max(amax, F(2688) / FLT_MAX) / F(2688) if format == "nvfp4" else F(1)
 
 
 def _padded(x: np.ndarray, rows: int, cols: int) -> np.ndarray:

@@ -31,7 +31,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
         *(_pointer, ctypes.c_uint32),  # seed, stream
         *(_pointer, _pointer),  # codes, scales
         *(_pointer, _int, _long, _long),  # values, bf16_values, value_rows, value_cols
-        *(_pointer, _int, _int),  # largest, largest_is_known, threads
+        *(_pointer, _pointer, _int),  # amax, tensor_scale, threads
     ),
     "spectral_dequantize": (
         *(_pointer, _pointer, _int, _long, _long),  # codes, scales, format, blocks, tile_rows

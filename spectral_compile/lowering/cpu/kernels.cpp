@@ -45,7 +45,7 @@ void quantize(const Format& format, const Source& x, const Request& r) {
     r.seed ? quantize_along_cols<true>(x, q) : quantize_along_cols<false>(x, q);
 }
 
-// What there is of a tensor that holds NaN or infinity: its maximum, which is NaN, makes NaN of everything.
+// What there is of a tensor that holds NaN or infinity: its scale, which is NaN, makes NaN of everything.
 void poison(const Source& x, const Request& r) {
   if (const Values& v = r.values; v.data) {
     std::memset(v.data, 0, v.rows * v.cols * (v.bf16 ? sizeof(Bf16) : sizeof(float)));
@@ -58,7 +58,7 @@ void poison(const Source& x, const Request& r) {
 }
 
 // The largest magnitude; NaN where x holds NaN or infinity.
-float amax(const Source& x, int threads) {
+float largest_magnitude(const Source& x, int threads) {
   const int32_t largest = largest_magnitude_bits(x, threads);
   return bitcast<float>(largest >= EXPONENT_MASK ? QUIET_NAN_BITS : largest);
 }
@@ -84,26 +84,27 @@ using namespace spectral;
 void spectral_amax(const void* data, int bf16, int64_t rows, int64_t cols, int64_t row_stride,
                    const float* row_factor, const float* col_factor, float* largest, int threads) {
   with_source(data, bf16, rows, cols, row_stride, row_factor, col_factor,
-              [&](const Source& x) { *largest = amax(x, threads); });
+              [&](const Source& x) { *largest = largest_magnitude(x, threads); });
 }
 
 // format is a Kind, rule one of the format's; seed may be null. Either codes and scales or values [value_rows,
-// value_cols], contiguous, are null. largest: read where it is known, else written.
+// value_cols], contiguous, are null. amax: what spectral_amax says, or null where nobody asked it.
 void spectral_quantize(const void* data, int bf16, int64_t rows, int64_t cols, int64_t row_stride,
                        const float* row_factor, const float* col_factor, int format, int rule, int along_rows,
                        int tile_rows, int hadamard, const int64_t* seed, uint32_t stream, uint8_t* codes,
                        uint8_t* scales, void* values, int bf16_values, int64_t value_rows, int64_t value_cols,
-                       float* largest, int largest_is_known, int threads) {
+                       const float* amax, float* tensor_scale, int threads) {
   const Values to{values, bf16_values != 0, value_rows, value_cols};
   const Request request{static_cast<Kind>(format), rule, along_rows != 0, tile_rows, seed, stream, codes, scales, to,
                         threads};
   const auto run = [&](const Source& x) {
     if (request.format == MXFP4) {  // no tensor scale: one read
-      *largest = 1;
+      *tensor_scale = 1;
       return quantize(Mxfp4(rule), x, request);
     }
-    if (!largest_is_known) *largest = amax(x, threads);
-    std::isnan(*largest) ? poison(x, request) : quantize(Nvfp4(rule, *largest), x, request);
+    const float largest = amax ? *amax : largest_magnitude(x, threads);
+    *tensor_scale = Nvfp4::tensor_scale(largest);
+    std::isnan(largest) ? poison(x, request) : quantize(Nvfp4(rule, largest), x, request);
   };
   with_source(data, bf16, rows, cols, row_stride, row_factor, col_factor,
               [&](const Source& x) { hadamard ? run(Hadamard(x, request.along_rows)) : run(x); });

@@ -20,13 +20,13 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def dequantize(
-    codes: Tensor, scales: Tensor, amax: Tensor, format: str, rows: int, cols: int, *, out: tuple[Tensor]
+    codes: Tensor, scales: Tensor, tensor_scale: Tensor, format: str, rows: int, cols: int, *, out: tuple[Tensor]
 ) -> None:
     """spectral::dequantize: fp32 [rows, cols], equal to the reference's."""
     kernels = library()
     if kernels is None or format not in KINDS:
-        return copy_into(out, dequantize_op.dequantize(codes, scales, amax, format, rows, cols))
-    return _fill(kernels, codes, scales, format, _scale(amax, format), out[0])
+        return copy_into(out, dequantize_op.dequantize(codes, scales, tensor_scale, format, rows, cols))
+    return _fill(kernels, codes, scales, format, tensor_scale.item(), out[0])
 
 
 def carry(
@@ -85,10 +85,10 @@ def token_mean_nonzero_amax(
 def scaled_mm(
     a_codes: Tensor,
     a_scales: Tensor,
-    a_amax: Tensor,
+    a_tensor_scale: Tensor,
     b_codes: Tensor,
     b_scales: Tensor,
-    b_amax: Tensor,
+    b_tensor_scale: Tensor,
     left: Tensor | None,
     right: Tensor | None,
     m: int,
@@ -111,7 +111,7 @@ def scaled_mm(
     """
     kernels = library()
     if kernels is None or (a_format not in KINDS and b_format not in KINDS):
-        stored: Any = (a_codes, a_scales, a_amax, b_codes, b_scales, b_amax, left, right)
+        stored: Any = (a_codes, a_scales, a_tensor_scale, b_codes, b_scales, b_tensor_scale, left, right)
         how: Any = (m, n, k, a_k_last, b_k_last, a_format, b_format, carrier, out_dtype)
         return copy_into(out, scaled_mm_op.scaled_mm(*stored, *how))
     narrow = all(f in KINDS or c.dtype == torch.bfloat16 for f, c in ((a_format, a_codes), (b_format, b_codes)))
@@ -126,7 +126,7 @@ def scaled_mm(
     right = None if right is None else fp32(right)
     kernels.spectral_finish_product(
         *(product.data_ptr(), product.dtype == torch.bfloat16, m, n),
-        *(_scale(a_amax, a_format), _scale(b_amax, b_format)),
+        *(a_tensor_scale.item(), b_tensor_scale.item()),
         *(pointer(left), pointer(right), rank, result.data_ptr(), result.dtype == torch.bfloat16, threads(result)),
     )
     if result is not out[0]:
@@ -143,12 +143,6 @@ def _operand(
     values = codes.new_empty((rows, cols), dtype=dtype)
     _fill(kernels, codes, scales, format, 1.0, values)
     return values
-
-
-def _scale(amax: Tensor, format: str) -> float:
-    """The tensor scale; 1 for a format without one."""
-    scale = dequantize_op.scale_of(amax, format)
-    return 1.0 if scale is None else scale.item()
 
 
 def _fill(kernels: ctypes.CDLL, codes: Tensor, scales: Tensor, format: str, factor: float, values: Tensor) -> None:

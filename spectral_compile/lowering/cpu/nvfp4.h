@@ -47,6 +47,12 @@ struct Nvfp4 {
     if (encode > FLT_MAX) encode = FLT_MAX;
   }
 
+  // What code * block scale is multiplied by; NaN for NaN.
+  static float tensor_scale(float amax) {
+    constexpr float least = 448.0 * 6.0 / FLT_MAX;
+    return (amax < least ? least : amax) / (448.0f * 6.0f);
+  }
+
   template <class SquaredError>
   BlockScales scales(i32x16 largest, const SquaredError& squared_error) const {
     const f32x16 exact = as_float(largest) * (encode * static_cast<float>(1.0 / 6));

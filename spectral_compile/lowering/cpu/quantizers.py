@@ -38,13 +38,11 @@ def quantize(
     if kernels is None or format not in KINDS:
         return copy_into(out, quantize_op.quantize(x, mean, rows, *how, amax))
     quantize_op.check_quantiser(format, scale, axis, tile_rows, seed)
-    codes, scales, largest = out
-    if amax is not None:
-        largest.copy_(amax)
+    codes, scales, tensor_scale = out
     to = (codes.data_ptr(), scales.data_ptr(), None, False, 0, 0)
-    known = (largest.data_ptr(), amax is not None)
     matrix = _Matrix(x, mean, rows)
-    matrix.give(kernels.spectral_quantize, *_how(matrix, *how), *to, *known, threads(x))
+    scaled = (pointer(amax), tensor_scale.data_ptr())
+    matrix.give(kernels.spectral_quantize, *_how(matrix, *how), *to, *scaled, threads(x))
     return None
 
 
@@ -64,21 +62,19 @@ def round(
     *,
     out: tuple[Tensor, Tensor],
 ) -> None:
-    """spectral::round of x [M, K]: values [M, K] in dtype, and amax."""
+    """spectral::round of x [M, K]: values [M, K] in dtype, and the tensor's scale."""
     seed = None if seed is None else seed.to(torch.int64)
     how = (seed, format, scale, axis, tile_rows, hadamard, stream)
     kernels = library()
     if kernels is None or format not in KINDS:
         return copy_into(out, round_op.round(x, mean, rows, *how, dtype, amax))
     quantize_op.check_quantiser(format, scale, axis, tile_rows, seed)
-    values, largest = out
-    if amax is not None:
-        largest.copy_(amax)
+    values, tensor_scale = out
     matrix = _Matrix(x, mean, rows)
     lies = values.t().contiguous() if matrix.transposed else values  # as the kernel reads x
     to = (None, None, lies.data_ptr(), dtype == torch.bfloat16, *lies.shape)
-    known = (largest.data_ptr(), amax is not None)
-    matrix.give(kernels.spectral_quantize, *_how(matrix, *how), *to, *known, threads(x))
+    scaled = (pointer(amax), tensor_scale.data_ptr())
+    matrix.give(kernels.spectral_quantize, *_how(matrix, *how), *to, *scaled, threads(x))
     if matrix.transposed:
         values.copy_(lies.t())
     return None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spectral_compile.formats import FORMATS, Quantized
 from spectral_compile.formats.quantized import block_values
-from spectral_compile.ops.dequantize import carried, scale_of
+from spectral_compile.ops.dequantize import carried
 from spectral_compile.ops.dequantize import dequantize as dequantize_reference
 from spectral_compile.ops.scaled_mm import scaled_mm as scaled_mm_reference
 
@@ -60,11 +60,11 @@ def test_every_code_with_every_scale_is_exact(dtype: torch.dtype, format: str) -
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_dequantize_reads_any_strides(format: str) -> None:
-    codes, scales, amax = quantized(40, 64, format)
+    codes, scales, tensor_scale = quantized(40, 64, format)
     strided = codes.t().contiguous().t()
     assert not strided.is_contiguous()
-    got = torch.ops.spectral.dequantize(strided, scales.t().contiguous().t(), amax, format, 40, 64)
-    assert torch.equal(got, dequantize_reference(codes, scales, amax, format, 40, 64))
+    got = torch.ops.spectral.dequantize(strided, scales.t().contiguous().t(), tensor_scale, format, 40, 64)
+    assert torch.equal(got, dequantize_reference(codes, scales, tensor_scale, format, 40, 64))
 
 
 @st.composite
@@ -87,11 +87,9 @@ def products(draw: st.DrawFn) -> tuple:
     return (*a, *b, left, right, m, n, k, a_k_last, b_k_last, *formats, carrier, out_dtype)
 
 
-def exact_operand(codes: Tensor, scales: Tensor, amax: Tensor, format: str, k_last: bool, cols: int) -> Tensor:
+def exact_operand(codes: Tensor, scales: Tensor, tensor_scale: Tensor, format: str, k_last: bool, cols: int) -> Tensor:
     """[rows, k] or [cols, k] in fp64."""
-    values = carried(codes, scales, amax, format, cols).double()
-    scale = scale_of(amax, format)
-    values = values if scale is None else values * scale.double()
+    values = carried(codes, scales, format, cols).double() * tensor_scale.double()
     return values if k_last else values.t()
 
 
@@ -146,20 +144,20 @@ def test_a_wide_identity_operand_is_not_rounded_for_the_carrier(format: str) -> 
 
 @pytest.mark.parametrize("carrier", ["bf16", "fp32"])
 def test_a_poisoned_operand_makes_the_product_nan(carrier: str) -> None:
-    codes, scales, amax = quantized(8, 32)
-    poisoned, operand = (codes, scales, amax * float("nan")), (codes, scales, amax)
+    codes, scales, tensor_scale = quantized(8, 32)
+    poisoned, operand = (codes, scales, tensor_scale * float("nan")), (codes, scales, tensor_scale)
     sizes = (8, 8, 32, True, True, "nvfp4", "nvfp4", carrier, torch.bfloat16)
     assert torch.ops.spectral.scaled_mm(*poisoned, *operand, None, torch.ones(8), *sizes).isnan().all()
 
 
 @pytest.mark.parametrize("carrier", ["bf16", "fp32"])
 def test_a_poisoned_block_makes_its_row_of_the_product_nan(carrier: str) -> None:
-    codes, scales, amax = quantized(8, 64, "mxfp4")
+    codes, scales, tensor_scale = quantized(8, 64, "mxfp4")
     poisoned = scales.view(torch.uint8).clone()
     poisoned[3, 1] = 255
     sizes = (8, 8, 64, True, True, "mxfp4", "mxfp4", carrier, torch.bfloat16)
     product = torch.ops.spectral.scaled_mm(
-        *(codes, poisoned.view(scales.dtype), amax, codes, scales, amax, None, None, *sizes)
+        *(codes, poisoned.view(scales.dtype), tensor_scale, codes, scales, tensor_scale, None, None, *sizes)
     )
     assert product.isnan().all(1).tolist() == [row == 3 for row in range(8)]
     assert product.isnan().sum() == 8
