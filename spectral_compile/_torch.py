@@ -18,7 +18,7 @@ from torch._dynamo.source import AttrSource, LocalSource
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext, detect_fake_mode
 from torch._inductor import config as inductor_config
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
@@ -39,6 +39,7 @@ __all__ = [
     "ShortenTraceback",
     "aot_autograd",
     "compile_fx",
+    "compile_fx_inner",
     "compiling_as_often_as_asked",
     "cpu_multiplies_bf16",
     "detect_fake_mode",

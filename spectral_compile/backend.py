@@ -31,7 +31,7 @@ from spectral_compile.graph import facts as graph_facts
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.lowering import cpu
 from spectral_compile.lowering.eager import compile_eager
-from spectral_compile.pipeline import PassManager, PostGradPass, steps
+from spectral_compile.pipeline import PassManager, PostGradPasses, steps
 from spectral_compile.randomness import next_seed
 from spectral_compile.recipes import QuantizeFP4
 from spectral_compile.report.dump import Dump
@@ -40,6 +40,7 @@ from spectral_compile.scopes import Scopes
 from spectral_compile.validation import check_name
 
 Compiled = Callable[..., Any]
+_HOOK = "joint_custom_pre_pass"
 
 
 def spectral(
@@ -102,21 +103,18 @@ def _compile(
     if options.codegen == "eager":
         return compile_eager(gm, example_inputs, joint_pass)
     patches = {**inductor_mode_options(mode), **dict(options.inductor)}
-    if joint_pass is not None:
-        passes: dict[str, Any] = {"joint_custom_pre_pass": joint_pass}
-        device = _device(example_inputs).type
-        if device == "cpu":
-            _load_cpu_kernels()
-        if device == "cpu" or registry.has_registered("post_grad"):
-            passes["post_grad_custom_pre_pass"] = PostGradPass(joint_pass.scopes.base, device, joint_pass.dump)
-        for hook in passes:
-            if patches.get(hook, getattr(inductor_config, hook)) is not None:
-                raise SpectralValueError(f"Inductor's {hook} is taken by this backend: unset it")
-        patches.update(passes)
-        if joint_pass.dump is not None:
-            patches["force_disable_caches"] = True  # on a hit no pass would run
-    compiled: Compiled = compile_fx(gm, example_inputs, config_patches=patches or None)  # type: ignore[assignment]
-    return compiled
+    if joint_pass is None:
+        return compile_fx(gm, example_inputs, config_patches=patches or None)  # type: ignore[return-value]
+    if patches.get(_HOOK, getattr(inductor_config, _HOOK)) is not None:
+        raise SpectralValueError(f"Inductor's {_HOOK} is taken by this backend: unset it")
+    patches[_HOOK] = joint_pass
+    if joint_pass.dump is not None:
+        patches["force_disable_caches"] = True  # on a hit no pass would run
+    device = _device(example_inputs).type
+    if device == "cpu":
+        _load_cpu_kernels()
+    compile_part = PostGradPasses(joint_pass.scopes.base, device, joint_pass.dump)
+    return compile_fx(gm, example_inputs, compile_part, config_patches=patches)  # type: ignore[return-value]
 
 
 def _new_dump(gm: fx.GraphModule, options: Options) -> Dump | None:

@@ -2,15 +2,22 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
 
 from spectral_compile import registry
-from spectral_compile._torch import CustomGraphPass, GraphTransformObserver, cpu_multiplies_bf16, graph_input_index
+from spectral_compile._torch import (
+    CustomGraphPass,
+    GraphTransformObserver,
+    compile_fx_inner,
+    cpu_multiplies_bf16,
+    graph_input_index,
+)
 from spectral_compile.config import Options
 from spectral_compile.errors import SpectralRuntimeError
 from spectral_compile.graph.emit import Emitter
@@ -95,15 +102,25 @@ class PassManager(CustomGraphPass):
         return next((node for node in inputs if graph_input_index(node) == self.seed_input), None)
 
 
-class PostGradPass(CustomGraphPass):
-    """Each partitioned graph on its way to Inductor: on a CPU `lowering.carriers`, and users' passes."""
+class PostGradPasses:
+    """What compiles each partitioned graph: our last passes, on a CPU, and users'; then Inductor.
+
+    Inductor has a hook for such passes as well; but what runs there makes it compute the value of every node behind a
+    new one afresh, which costs more than the passes. `PassManager.uuid` covers what these depend on.
+    """
 
     def __init__(self, options: Options, device: str, dump: Dump | None = None) -> None:
         self.options = options
         self.device = device
         self.dump = dump
 
-    def __call__(self, graph: fx.Graph) -> None:
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Any:
+        """As `torch._inductor.compile_fx.compile_fx_inner`."""
+        self._rewrite(gm.graph)
+        gm.recompile()  # Inductor's cache reads the code
+        return compile_fx_inner(gm, example_inputs, **how)
+
+    def _rewrite(self, graph: fx.Graph) -> None:
         ours: dict[str, Step] = {}
         if self.device == "cpu":
             ours = {"to_carriers": to_carriers, "plan_memory": plan_memory}
@@ -113,11 +130,6 @@ class PostGradPass(CustomGraphPass):
             verify(graph, after=name)
         if self.dump is not None:
             self.dump.part(graph)
-
-    def uuid(self) -> str:
-        """All that the result depends on, beside the graph itself, which Inductor adds."""
-        parts = (source_digest(), registry.digest(), self.options, self.device)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def steps(stage: Stage, options: Options, ours: Mapping[str, Step]) -> Iterator[tuple[str, Step]]:

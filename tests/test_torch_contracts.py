@@ -304,6 +304,24 @@ def test_compile_fx_calls_the_joint_pass_on_the_joint_graph_before_it_is_partiti
     assert seen.graphs[0].count(aten.mm.default) == 2  # the product and its gradient, in one graph
 
 
+def test_compile_fx_has_each_part_compiled_by_what_it_is_given_and_compile_fx_inner_can_do_it() -> None:
+    parts: list[list[Any]] = []
+
+    def compile_part(gm: fx.GraphModule, inputs: Sequence[Any], **how: Any) -> Any:
+        parts.append([node.target for node in gm.graph.nodes if node.op == "call_function"])
+        return _torch.compile_fx_inner(gm, inputs, **how)
+
+    torch.compiler.reset()
+    x, w = torch.randn(16, 32), torch.randn(32, 24, requires_grad=True)
+    with _torch.without_caches():
+        out = torch.compile(lambda x, w: x @ w, backend=lambda gm, inputs: _torch.compile_fx(gm, inputs, compile_part))(
+            x, w
+        )
+        torch.testing.assert_close(out, x @ w)
+        out.sum().backward()
+    assert [part.count(aten.mm.default) for part in parts] == [1, 1]  # forward, backward
+
+
 def test_CustomGraphPass_uuid_is_part_of_the_cache_key(  # noqa: N802
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,7 @@ def test_the_carriers_rewrite_changes_no_bit(model, monkeypatch):
     for rewrite in (True, False):
         if not rewrite:
             monkeypatch.setattr(pipeline, "to_carriers", lambda graph: None)
-            monkeypatch.setattr(pipeline.PostGradPass, "uuid", lambda self: None)  # else the cache knows the graph
+            monkeypatch.setattr(pipeline.PassManager, "uuid", lambda self: None)  # else the cache knows the graph
         spectral_compile.manual_seed(7)
         results.append(loss_and_gradients(model, tokens(), backend="spectral", options={"recipe": "averis"}))
     spectral_compile.manual_seed(None)
