@@ -124,7 +124,7 @@ function setStage(stage) {
 function begin() {
   picture.placed = true;
   const width = view.width - MAP;
-  view.scale = Math.min(1, Math.max(0.5, width / picture.width));
+  view.scale = Math.min(1, Math.max(0.7, width / picture.width));
   const first = picture.centreX.filter((_, node) => picture.stage.row[node] < 10).sort((a, b) => a - b);
   const middle = picture.width * view.scale <= width ? picture.width / 2 : first[first.length >> 1] || 0;
   view.x = width / 2 - middle * view.scale;

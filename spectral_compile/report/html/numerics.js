@@ -1,11 +1,15 @@
 // What was measured while the model trained, where it was.
 const MEASURES = {
-  snr_db: { title: "signal to noise, dB", text: (value) => value.toFixed(1) },
-  clipped: { title: "clipped, share", text: (value) => value.toPrecision(2) },
-  mean_to_deviation: { title: "mean to deviation", text: (value) => value.toFixed(3) },
-  mean_to_deviation_after: { title: "mean to deviation, after", text: (value) => value.toFixed(3) },
-  amax: { title: "largest magnitude", text: (value) => value.toPrecision(3) },
-  cosine: { title: "cosine of the gradient", text: (value) => value.toFixed(4) },
+  snr_db: { title: "signal to noise, dB", head: "SNR, dB", text: (value) => value.toFixed(1) },
+  clipped: { title: "clipped, share", head: "clipped", text: (value) => value.toPrecision(2) },
+  mean_to_deviation: { title: "mean to deviation", head: "mean / dev.", text: (value) => value.toFixed(3) },
+  mean_to_deviation_after: {
+    title: "mean to deviation, once centred",
+    head: "centred",
+    text: (value) => value.toFixed(3),
+  },
+  amax: { title: "largest magnitude", head: "largest", text: (value) => value.toPrecision(3) },
+  cosine: { title: "cosine", head: "cosine", text: (value) => value.toFixed(4) },
 };
 const WIDE = 400;
 const HIGH = 190;
@@ -51,7 +55,8 @@ function drawNumerics() {
       { name: "operand", value: (one) => one.operand },
       { name: "step", right: true, value: (one) => one.step },
       ...present.map((key) => ({
-        name: MEASURES[key].title,
+        name: MEASURES[key].head,
+        title: MEASURES[key].title,
         right: true,
         value: (one) => one[key],
         cell: (one) => (isNumber(one[key]) ? MEASURES[key].text(one[key]) : "-"),

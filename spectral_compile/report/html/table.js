@@ -60,17 +60,24 @@ class Table {
             column.cell ? column.cell(row) : String(column.value(row) ?? ""),
           ),
         );
-        return el(
-          "tr",
-          { class: this.marked(row) ? "chosen" : undefined, onclick: this.onRow && (() => this.onRow(row)) },
-          cells,
-        );
+        return el("tr", { class: this.marked(row) ? "chosen" : undefined, ...(this.onRow && this.pick(row)) }, cells);
       }),
     );
     if (!shown.length) {
       this.body.append(el("tr", {}, el("td", { colspan: this.columns.length, class: "empty" }, this.empty)));
     }
     return shown.length;
+  }
+
+  /** What makes a row one to choose, by mouse and by key. */
+  pick(row) {
+    const onkeydown = (event) => {
+      if (event.key !== "Enter") return;
+      const place = [...this.body.children].indexOf(event.currentTarget);
+      this.onRow(row);
+      this.body.children[place].focus(); // rows are drawn afresh
+    };
+    return { tabindex: "0", onclick: () => this.onRow(row), onkeydown };
   }
 }
 
