@@ -55,6 +55,7 @@ __all__ = [
     "inductor_option_names",
     "load_shared_library",
     "min_cut_rematerialization_partition",
+    "replacements",
     "returned_by_forward",
     "root_frame_modules",
     "select_decomp_table",
@@ -176,6 +177,23 @@ def trace_artifact(name: str, text: str) -> None:
         payload_fn=lambda: text,
         expect_trace_id=False,
     )
+
+
+@contextlib.contextmanager
+def replacements(graph: fx.Graph) -> Iterator[dict[str, str]]:
+    """Notes, while it lasts, which node each node of a graph is replaced by, by name."""
+    found: dict[str, str] = {}
+    module = graph.owning_module
+    assert module is not None
+
+    def note(old: fx.Node, new: str, user: fx.Node) -> None:
+        found[old.name] = new
+
+    module._register_replace_node_hook(note)
+    try:
+        yield found
+    finally:
+        module._unregister_replace_node_hook(note)
 
 
 @contextlib.contextmanager

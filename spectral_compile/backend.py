@@ -124,7 +124,7 @@ def _new_dump(gm: fx.GraphModule, options: Options) -> Dump | None:
         dump = Dump(Path(options.dump))
     except OSError as error:
         raise SpectralValueError(f"option 'dump': {options.dump!r} is no folder to write to: {error}") from None
-    dump.dynamo(gm.graph)
+    dump.begin(gm.graph, options)
     return dump
 
 

@@ -70,7 +70,7 @@ class PassManager(CustomGraphPass):
         notify("joint", graph, plan)
         if self.dump is not None:
             self.dump.plan(plan, provenance)
-            self.dump.joint("before", graph)
+            self.dump.joint("before", graph, [row.node for row in plan.rows])
         for name, step in steps("joint", self.scopes.base, ours):
             with watched(name, graph, self.dump):
                 _apply(name, step, graph)
@@ -79,8 +79,10 @@ class PassManager(CustomGraphPass):
             verify(graph, after=name)
             notify(name, graph, plan)
             if self.dump is not None:
-                self.dump.joint(name, graph)
+                self.dump.joint(name, graph, [gemm.node.name for _, gemm in rows])
         self.plan = replace(plan, products=tuple(gemm.node.name for _, gemm in rows))
+        if self.dump is not None:
+            self.dump.rewritten()
 
     def uuid(self) -> str:
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""

@@ -520,6 +520,18 @@ def test_a_text_goes_into_the_structured_trace(tmp_path: Path) -> None:
     assert "what it says" in log.read_text()
 
 
+def test_what_replaces_a_node_is_noted_only_while_that_is_asked_for() -> None:
+    gm = fx.symbolic_trace(lambda x: torch.relu(x) + 1)
+    (relu,) = gm.graph.find_nodes(op="call_function", target=torch.relu)
+    with _torch.replacements(gm.graph) as replaced, gm.graph.inserting_before(relu):
+        new = gm.graph.call_function(torch.sigmoid, relu.args)
+        relu.replace_all_uses_with(new)
+        gm.graph.erase_node(relu)
+    assert replaced == {relu.name: new.name}
+    new.replace_all_uses_with(new.args[0])
+    assert len(replaced) == 1
+
+
 def test_a_guard_on_identity_tells_objects_apart() -> None:
     compiled = 0
 

@@ -1,1 +1,1 @@
-"""What a compile did, for people to read: so far, the bytes that a forward keeps for backward."""
+"""What a compile did, for people: explained in tables, dumped as files that run, and shown as a page."""

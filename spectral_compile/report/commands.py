@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from spectral_compile.report import doctor
+from spectral_compile.errors import SpectralValueError
+from spectral_compile.report import doctor, page
 from spectral_compile.report.explain import WIDTH, explain
+from spectral_compile.report.folder import graph_folders
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,9 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     asked.add_argument("--options", type=_options, default={}, metavar="JSON", help='such as {"recipe": "mxfp4"}')
     asked.add_argument("--json", action="store_true", help="data in place of tables")
+    shown = commands.add_parser("report", help="one HTML file that shows what became of a dumped graph")
+    shown.add_argument("folder", type=Path, help="what a dump wrote: the folder of a graph, or of several")
+    shown.add_argument("-o", "--output", type=Path, metavar="FILE", help="in place of report.html in the folder")
     given = parser.parse_args(arguments)
     if given.command == "doctor":
         _doctor()
+    elif given.command == "report":
+        _report(parser, given)
     else:
         _explain(parser, given)
 
@@ -37,6 +44,17 @@ def _doctor() -> None:
     _print(doctor.table(findings))
     if any(finding.verdict == "missing" for finding in findings):
         sys.exit(1)
+
+
+def _report(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    try:
+        folders = graph_folders(given.folder)
+        if given.output is not None and len(folders) > 1:
+            raise SpectralValueError(f"{given.folder} holds {len(folders)} graphs: -o is for one")
+        for folder in folders:
+            print(page.write(folder, given.output))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 def _explain(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:

@@ -5,25 +5,37 @@ joint_0_before.py      forward and backward together, and after each pass that c
 joint_1_mean_center.py, joint_1_mean_center.diff ...
 forward.py, backward.py        apart, as Inductor gets them
 plan.json, plan.txt    what was decided for each product
+memory.json            bytes saved for backward, with the passes and without
 timings.json           seconds that each pass took
 provenance.graphml     which product reads which tensor, and belongs to which forward product
+graphs.jsonl, about.json       the graphs as data, and what was compiled: for the report
+report.html            all of it, to look at in a browser
 """
 
 import contextlib
+import dataclasses
 import difflib
 import json
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
+import sympy
+import torch
 from rich.console import Console
-from torch import fx
+from torch import fx, nn
 
-from spectral_compile._torch import trace_artifact
+from spectral_compile._torch import replacements, returned_by_forward, root_frame_modules, trace_artifact
 from spectral_compile.graph.provenance import Provenance
+from spectral_compile.graph.verify import holds_spectral_operators
 from spectral_compile.plan import Plan
-from spectral_compile.report.python_code import MADE_BY, python_file
+from spectral_compile.report import page, sizes
+from spectral_compile.report.folder import ABOUT, GRAPHS, MEMORY
+from spectral_compile.report.python_code import MADE_BY, plain_copy, python_file
+from spectral_compile.report.stages import stage as as_data
 
 
 class Dump:
@@ -35,36 +47,71 @@ class Dump:
         self.seconds: dict[str, float] = {}
         self.last: tuple[str, str] = ("", "")  # name and text of the joint graph, as last written
         self.count = 0
+        self.last_joint: fx.Graph | None = None  # the joint graph, until its backward was looked at
+        self.products: Sequence[str] = ()
+        self.parameters: dict[str, str] = {}  # the user's name of each input that is one
+        self.replaced: dict[str, tuple[str, str]] = {}  # since the last stage: what is in a node's place, by which pass
+        self.memory: dict[str, Any] = {}
 
-    def dynamo(self, graph: fx.Graph) -> None:
-        """The program as traced. (Not to be run alone: it reads what Dynamo read.)"""
+    def begin(self, graph: fx.Graph, options: Any) -> None:
+        """What is compiled, and how; and the program as traced. (Not to be run alone: it reads what Dynamo read.)"""
         self._write("dynamo.py", str(graph.python_code("self").src).lstrip())
+        models = [type(module).__qualname__ for module in root_frame_modules().values()]
+        said = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+        about = {
+            "graph": self.folder.name,
+            "model": models[0] if models else "",
+            "options": {key: str(value) for key, value in said.items() if value not in ("", ()) and key != "dump"},
+            "torch": torch.__version__,
+            "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        self._write(ABOUT, json.dumps(about, indent=2) + "\n")
 
-    def joint(self, stage: str, graph: fx.Graph) -> None:
-        """The joint graph before any pass, or after one; nothing is written where a pass changed nothing."""
+    def joint(self, stage: str, graph: fx.Graph, products: Sequence[str]) -> None:
+        """The joint graph before any pass, or after one; nothing is written where a pass changed nothing. products: the
+        node that each row of the plan is now.
+        """
         name = f"joint_{self.count}_{stage}.py"
         when = f"after {stage}" if self.count else "before any pass"
         text = python_file(graph, name, f"Forward and backward, {when}.")
         body = _body(text)
         before, previous = self.last
+        self.last_joint, self.products = graph, products
         if body == previous:
             return
+        if not self.count:
+            self._saved_without(graph)
         self._write(name, text)
         if before:
             lines = difflib.unified_diff(previous.splitlines(), body.splitlines(), before, name, lineterm="", n=2)
             self._write(name.replace(".py", ".diff"), "\n".join(lines) + "\n")
+        self._add_stage(name, "joint", graph, stage if self.count else "")
         self.last = (name, body)
         self.count += 1
+
+    def rewritten(self) -> None:
+        """After the last pass. A graph without a backward may have no parts to come."""
+        if self.last_joint is not None and not any(map(_is_tangent, self.last_joint.nodes)):
+            self.last_joint = None
+            self.report()
 
     def part(self, graph: fx.Graph) -> None:
         """The forward or the backward graph, on its way to Inductor."""
         inputs = graph.find_nodes(op="placeholder")
-        backward = any(node.name.startswith("tangents") for node in inputs)
-        name = "backward.py" if backward else "forward.py"
-        self._write(name, python_file(graph, name, f"The {name.removesuffix('.py')} graph, as Inductor gets it."))
+        backward = any(map(_is_tangent, inputs))
+        kind = "backward" if backward else "forward"
+        name = f"{kind}.py"
+        self._write(name, python_file(graph, name, f"The {kind} graph, as Inductor gets it."))
+        self._add_stage(name, kind, graph)
+        if backward:
+            self._saved_with(graph)
+        self.report()
 
     def plan(self, plan: Plan, provenance: Provenance) -> None:
         """What was decided, and how the products are related."""
+        inputs = [node for node in provenance.origin if node.op == "placeholder"]
+        names = {node.name: provenance.origin[node].parameters for node in inputs}
+        self.parameters = {node: next(iter(found)) for node, found in names.items() if len(found) == 1}
         self._write("plan.json", json.dumps(plan.as_dict(), indent=2) + "\n")
         with (self.folder / "plan.txt").open("w", encoding="utf-8") as file:
             Console(file=file, width=150).print(plan)
@@ -74,6 +121,45 @@ class Dump:
         """How long a pass took."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self._write("timings.json", json.dumps(self.seconds, indent=2) + "\n")
+
+    def report(self) -> None:
+        """The page that shows what is there by now: again with each part, for a backward may be compiled much later."""
+        with _no_harm("report.html"):
+            page.write(self.folder)
+
+    def _add_stage(self, file: str, kind: str, graph: fx.Graph, after: str = "") -> None:
+        name = file.removesuffix(".py")
+        replaced, self.replaced = self.replaced, {}
+        products = list(self.products)
+        for place, product in enumerate(products):  # what passes after ours, and those on the parts, put in its place
+            while product in replaced:
+                product = products[place] = replaced[product][0]
+        told = as_data(name, kind, graph, after=after, products=products, replaced=replaced, parameters=self.parameters)
+        with (self.folder / GRAPHS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(told, separators=(",", ":")) + "\n")
+
+    def _saved_without(self, joint: fx.Graph) -> None:
+        """Partitioned as it is before any pass. Only a backward keeps anything."""
+        if holds_spectral_operators(joint) or not any(map(_is_tangent, joint.nodes)):
+            return
+        with _no_harm(MEMORY):
+            root = joint.owning_module or nn.Module()
+            unchanged = sizes.saved_unchanged(plain_copy(joint), root, len(returned_by_forward(joint)))
+            self.memory["saved_unchanged"] = sizes.number(unchanged)
+
+    def _saved_with(self, backward: fx.Graph) -> None:
+        joint, self.last_joint = self.last_joint, None
+        if joint is None:
+            return
+        with _no_harm(MEMORY):
+            kept = sizes.saved_for(backward, joint)
+            by_product = sizes.saved_by_products(joint, self.products, kept)
+            self.memory |= {
+                "saved": sizes.number(sum(kept.values(), start=sympy.Integer(0))),
+                "kept": [[name, sizes.number(size)] for name, size in kept.items()],
+                "by_product": [sizes.number(size) for size in by_product],
+            }
+            self._write(MEMORY, json.dumps(self.memory, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text, encoding="utf-8")
@@ -87,11 +173,26 @@ def watched(name: str, graph: fx.Graph, dump: Dump | None) -> Iterator[None]:
         yield
         return
     before, begin = set(graph.nodes), time.perf_counter()
-    yield
+    with replacements(graph) as replaced:
+        yield
     dump.timing(name, time.perf_counter() - begin)
+    dump.replaced.update({old: (new, name) for old, new in replaced.items()})
     for node in graph.nodes:
         if node not in before:
             node.meta[MADE_BY] = name
+
+
+@contextlib.contextmanager
+def _no_harm(what: str) -> Iterator[None]:
+    """What is only to be looked at must not end a training."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"spectral: {what} could not be written: {type(error).__name__}: {error}", stacklevel=2)
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return node.op == "placeholder" and node.name.startswith("tangents")
 
 
 def _next_folder(directory: Path) -> Path:

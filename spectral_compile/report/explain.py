@@ -19,7 +19,16 @@ from spectral_compile.backend import spectral
 from spectral_compile.pipeline import observe
 from spectral_compile.plan import GemmPlan, Plan
 from spectral_compile.report.python_code import plain_copy
-from spectral_compile.report.sizes import Size, expression, readable, saved, saved_by_products, saved_unchanged
+from spectral_compile.report.sizes import (
+    Size,
+    flops,
+    number,
+    readable,
+    saved,
+    saved_by_products,
+    saved_unchanged,
+    user_outputs,
+)
 
 WIDTH = 150  # of the printed table
 
@@ -162,17 +171,11 @@ class _Seen:
             kept = {} if forward is None else saved(forward)
             by_product = saved_by_products(joint, plan.products or [""] * len(plan.rows), kept)
             rows = (
-                Explained(row, _flops(row), sympy.Integer(0) if row.role == "fprop" else size)
+                Explained(row, flops(row.m, row.n, row.k), sympy.Integer(0) if row.role == "fprop" else size)
                 for row, size in zip(plan.rows, by_product, strict=True)
             )
-            unchanged = sympy.Integer(0) if forward is None else saved_unchanged(before, root, forward)
+            unchanged = sympy.Integer(0) if forward is None else saved_unchanged(before, root, user_outputs(forward))
             yield ExplainedGraph(tuple(rows), sum(kept.values(), start=sympy.Integer(0)), unchanged)
-
-
-def _flops(row: GemmPlan) -> Size | None:
-    if not row.m:
-        return None
-    return 2 * expression(row.m) * expression(row.n) * expression(row.k)
 
 
 @contextlib.contextmanager
@@ -209,9 +212,7 @@ def _notes(model: Any, seen: _Seen) -> Iterator[str]:
 
 
 def _plain(size: Size | None) -> int | str | None:
-    if size is None:
-        return None
-    return int(size) if size.is_number else str(size)
+    return None if size is None else number(size)
 
 
 def _table(graph: ExplainedGraph, number: int, count: int) -> Table:

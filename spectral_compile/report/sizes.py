@@ -1,5 +1,6 @@
 """Bytes that a partitioned graph keeps from its forward for its backward: numbers, or symbolic in dynamic sizes."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -32,12 +33,26 @@ def saved(forward: fx.Graph) -> dict[str, Size]:
     return {node.name: _bytes(node) for node in stored if node.op != "placeholder"}
 
 
-def saved_unchanged(joint: fx.Graph, root: nn.Module, forward: fx.Graph) -> Size:
+def user_outputs(forward: fx.Graph) -> int:
+    """How many of a forward graph's results are the user's, as was noted."""
+    count: int = forward.output_node().meta[_USER_OUTPUTS]
+    return count
+
+
+def saved_for(backward: fx.Graph, joint: fx.Graph) -> dict[str, Size]:
+    """As `saved`, told by what the backward reads: Inductor changes its forward graph before anybody can look."""
+    nodes = {node.name: node for node in joint.nodes}
+    read = [nodes.get(node.name, node) for node in backward.find_nodes(op="placeholder")]
+    stored = dict.fromkeys(_behind_views(node) for node in read)
+    inputs = {node.name for node in joint.find_nodes(op="placeholder")}  # tangents as well
+    return {node.name: _bytes(node) for node in stored if node.name not in inputs}
+
+
+def saved_unchanged(joint: fx.Graph, root: nn.Module, count: int) -> Size:
     """Bytes that would be saved of a joint graph as it was before any pass, with the module that holds its constants;
-    `forward` is of the rewritten one.
+    `count` of its results are the user's.
     """
     assert not holds_spectral_operators(joint)
-    count = forward.output_node().meta[_USER_OUTPUTS]
     module = fx.GraphModule(root, joint)
     before, _ = min_cut_rematerialization_partition(module, None, num_fwd_outputs=count)
     mark_user_outputs(before.graph, count)
@@ -62,9 +77,24 @@ def readable(size: Size) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
+def flops(m: str, n: str, k: str) -> Size | None:
+    """2 m n k, a number or symbolic; None for what is no product of two matrices."""
+    return 2 * expression(m) * expression(n) * expression(k) if m else None
+
+
+def number(size: Size) -> int | str:
+    """For JSON: symbolic sizes as text."""
+    return int(size) if size.is_number else str(size)
+
+
 def expression(size: Any) -> Size:
     """A number, a symbolic size, or either as text: without torch's assumptions, which tell equal symbols apart."""
-    return sympy.sympify(str(size))
+    return _parsed(str(size))
+
+
+@functools.lru_cache(maxsize=4096)  # a graph has few different sizes, and many of each
+def _parsed(text: str) -> Size:
+    return sympy.Integer(int(text)) if text.isdigit() else sympy.sympify(text)
 
 
 def _behind_views(node: fx.Node) -> fx.Node:

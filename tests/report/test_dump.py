@@ -32,7 +32,8 @@ def names(folder: Path) -> set[str]:
 EXPECTED = {
     *("dynamo.py", "joint_0_before.py", "joint_1_mean_center.py", "joint_1_mean_center.diff"),
     *("joint_2_quantize_fp4.py", "joint_2_quantize_fp4.diff", "forward.py", "backward.py"),
-    *("plan.json", "plan.txt", "timings.json", "provenance.graphml"),
+    *("plan.json", "plan.txt", "timings.json", "memory.json", "provenance.graphml"),
+    *("about.json", "graphs.jsonl", "report.html"),
 }
 
 
