@@ -2,8 +2,9 @@
 
 from spectral_compile.backend import spectral
 from spectral_compile.configure import configure, exclude
+from spectral_compile.measuring.sessions import Measurements, numerics
 from spectral_compile.randomness import manual_seed
-from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Operand, QuantizeFP4, Rule
+from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Numerics, Operand, QuantizeFP4, Rule
 from spectral_compile.registry import register_pass, unregister_pass
 from spectral_compile.report.explain import Explanation, explain
 
@@ -13,6 +14,8 @@ __all__ = [
     "Explanation",
     "Hadamard",
     "MeanCenter",
+    "Measurements",
+    "Numerics",
     "Operand",
     "QuantizeFP4",
     "Rule",
@@ -21,6 +24,7 @@ __all__ = [
     "exclude",
     "explain",
     "manual_seed",
+    "numerics",
     "register_pass",
     "spectral",
     "unregister_pass",

@@ -60,6 +60,7 @@ __all__ = [
     "root_frame_modules",
     "select_decomp_table",
     "statically_known_true",
+    "summary_writer",
     "trace_artifact",
     "without_caches",
 ]
@@ -194,6 +195,13 @@ def replacements(graph: fx.Graph) -> Iterator[dict[str, str]]:
         yield found
     finally:
         module._unregister_replace_node_hook(note)
+
+
+def summary_writer(folder: str) -> Any:
+    """Of TensorBoard's scalars. Raises ImportError without TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder)
 
 
 @contextlib.contextmanager

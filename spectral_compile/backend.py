@@ -5,7 +5,7 @@ Every side effect lives here, before the caches are asked: on a hit nothing belo
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ from spectral_compile.graph import facts as graph_facts
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.lowering import cpu
 from spectral_compile.lowering.eager import compile_eager
-from spectral_compile.pipeline import PassManager, PostGradPasses, steps
+from spectral_compile.measuring.sessions import Session
+from spectral_compile.pipeline import SEED, STEP, PassManager, PostGradPasses, steps
 from spectral_compile.randomness import next_seed
 from spectral_compile.recipes import QuantizeFP4
 from spectral_compile.report.dump import Dump
+from spectral_compile.report.folder import NUMERICS
 from spectral_compile.rules import without_effect
 from spectral_compile.scopes import Scopes
 from spectral_compile.validation import check_name
@@ -76,21 +78,32 @@ def spectral(
 
     _warn_of_rules_without_effect(settings.base, facts)
     dump = _new_dump(gm, parsed)
-    if not any(policy.rounds_stochastically(o.resolved(), o.all_rules()) for o in settings.all_options):
-        return _compile(gm, example_inputs, parsed, mode, PassManager(facts, settings, None, dump))
-
-    # Randomness is an argument: the graph gets one more input, and each call a fresh seed.
-    manager = PassManager(facts, settings, len(example_inputs), dump)
-    device = _device(example_inputs)
-    unused_seed = torch.zeros((), dtype=torch.int64, device=device)
-    with _another_input(gm, "spectral_seed"):
-        compiled = _compile(gm, [*example_inputs, unused_seed], parsed, mode, manager)
+    own = _own_inputs(settings, _device(example_inputs), dump)
+    manager = PassManager(facts, settings, {name: len(example_inputs) + i for i, name in enumerate(own)}, dump)
+    with _more_inputs(gm, own):
+        compiled = _compile(gm, [*example_inputs, *(make(False) for make in own.values())], parsed, mode, manager)
 
     def run(*arguments: Any) -> Any:
-        # Without a backward nothing is rounded stochastically: an evaluation between two steps changes neither.
-        return compiled(*arguments, next_seed(device) if torch.is_grad_enabled() else unused_seed)
+        training = torch.is_grad_enabled()
+        return compiled(*arguments, *(make(training) for make in own.values()))
 
-    return run
+    return run if own else compiled
+
+
+def _own_inputs(settings: Scopes, device: torch.device, dump: Dump | None) -> dict[str, Callable[[bool], Tensor]]:
+    """What the graph is given on top at each call, by name, and what makes it for a call with a backward or without.
+
+    Randomness is an argument, and so is whether a call is measured: neither is state that a cached graph would hold.
+    """
+    own: dict[str, Callable[[bool], Tensor]] = {}
+    if any(policy.rounds_stochastically(o.resolved(), o.all_rules()) for o in settings.all_options):
+        # Without a backward nothing is rounded stochastically: an evaluation between two steps changes neither.
+        unused = torch.zeros((), dtype=torch.int64, device=device)
+        own[SEED] = lambda training: next_seed(device) if training else unused
+    if numerics := settings.base.numerics:
+        file = Path(numerics.file) if numerics.file else dump.folder / NUMERICS if dump is not None else None
+        own[STEP] = Session(numerics.every, file, numerics.tensorboard).step
+    return own
 
 
 def _compile(
@@ -171,16 +184,19 @@ def _apply_to_dynamo_graph(gm: fx.GraphModule, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _another_input(gm: fx.GraphModule, name: str) -> Iterator[None]:
-    """One more placeholder while the graph is compiled; Dynamo, which calls with its own inputs, never sees it."""
-    with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
-        node = gm.graph.placeholder(name)
-    node._dynamo_source = None  # AOTAutograd asks; there is nothing to guard
+def _more_inputs(gm: fx.GraphModule, names: Iterable[str]) -> Iterator[None]:
+    """More placeholders while the graph is compiled; Dynamo, which calls with its own inputs, never sees them."""
+    added: list[fx.Node] = []
+    for name in names:
+        with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
+            added.append(gm.graph.placeholder(name))
+        added[-1]._dynamo_source = None  # AOTAutograd asks; there is nothing to guard
     gm.recompile()
     try:
         yield
     finally:
-        gm.graph.erase_node(node)
+        for node in added:
+            gm.graph.erase_node(node)
         gm.recompile()
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from spectral_compile import policy
 from spectral_compile.errors import SpectralValueError
-from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, PassConfig, QuantizeFP4, Rule
+from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Numerics, PassConfig, QuantizeFP4, Rule
 from spectral_compile.registry import pass_names
 from spectral_compile.validation import check_name, settings
 
@@ -36,6 +36,7 @@ class Options:
     codegen: "inductor", or "eager" to run the rewritten graph operator by operator (no C++ compiler needed).
     carrier: the arithmetic that carries FP4 products ("auto" asks the device).
     dump: a folder, into which each compiled graph writes a folder of its own: `report/dump.py`.
+    numerics: Numerics(...), or a number N for Numerics(every=N): what quantisation does to operands, while training.
     disable: names of passes, ours or registered ones, that are left out.
     inductor: options handed on to Inductor, as `torch.compile(backend="inductor", options=...)` takes them.
     """
@@ -50,6 +51,7 @@ class Options:
     codegen: Literal["inductor", "eager"] = "inductor"
     carrier: Literal["auto", "bf16", "fp32"] = "auto"
     dump: str = ""
+    numerics: Numerics | None = field(default=None, metadata={"expected": "Numerics(...), or its `every`"})
     disable: tuple[str, ...] = field(default=(), metadata={"expected": "a list of names of passes"})
     inductor: tuple[tuple[str, Any], ...] = field(default=(), metadata={"expected": "a dict of Inductor's options"})
 
@@ -93,6 +95,8 @@ def parse_options(options: Mapping[str, Any] | None, together: bool = True) -> O
     if isinstance(given.get("inductor"), Mapping):
         given["inductor"] = tuple(sorted(given["inductor"].items(), key=str))
     try:
+        if isinstance(given.get("numerics"), int) and not isinstance(given["numerics"], bool):
+            given["numerics"] = Numerics(every=given["numerics"])
         for key in given:
             check_name("option", key, [f.name for f in dataclasses.fields(Options)])
         disabled = disabled_by_environment()

@@ -28,6 +28,7 @@ from spectral_compile.lowering.carriers import to_carriers
 from spectral_compile.lowering.planned import plan_memory
 from spectral_compile.passes.hadamard import hadamard
 from spectral_compile.passes.mean_center import mean_center
+from spectral_compile.passes.numerics import numerics
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
 from spectral_compile.plan import Plan
 from spectral_compile.planner import make_plan
@@ -36,6 +37,7 @@ from spectral_compile.report.dump import Dump, watched
 from spectral_compile.scopes import Scopes
 
 Step = Callable[[fx.Graph], None]
+SEED, STEP = "spectral_seed", "spectral_step"  # inputs that backend.py adds: of stochastic rounding, of measuring
 Observer = Callable[[str, fx.Graph, Plan], None]
 _observers: list[Observer] = []  # called with the stage's name and the graph, before the first pass and after each
 
@@ -47,10 +49,13 @@ class PassManager(CustomGraphPass):
     run, and a graph that it has rewritten already is left alone.
     """
 
-    def __init__(self, facts: GraphFacts, scopes: Scopes, seed_input: int | None, dump: Dump | None = None) -> None:
+    def __init__(
+        self, facts: GraphFacts, scopes: Scopes, inputs: Mapping[str, int] | None = None, dump: Dump | None = None
+    ) -> None:
+        """inputs: which inputs of the graph are `backend`'s own, SEED and STEP."""
         self.facts = facts
         self.scopes = scopes
-        self.seed_input = seed_input
+        self.inputs = dict(inputs or {})
         self.dump = dump
         self.plan: Plan | None = None  # of the graph that was rewritten last
 
@@ -60,13 +65,15 @@ class PassManager(CustomGraphPass):
         provenance = trace(graph, self.facts)
         plan = self.plan = make_plan(graph, provenance, self.scopes)
         rows = list(zip(plan.rows, provenance.gemms, strict=True))
-        seed = self._seed(graph)
+        seed, measured = self._input(graph, SEED), self._input(graph, STEP)
         emit = Emitter(graph)
         ours: dict[str, Step] = {
             "mean_center": lambda _: mean_center(emit, rows, seed),
             "hadamard": lambda _: hadamard(emit, rows),
             "quantize_fp4": lambda _: quantize_fp4(emit, rows, seed),
         }
+        if asked := self.scopes.base.numerics:
+            ours["numerics"] = lambda _: numerics(emit, rows, measured, asked.cosine)
         notify("joint", graph, plan)
         if self.dump is not None:
             self.dump.plan(plan, provenance)
@@ -92,16 +99,16 @@ class PassManager(CustomGraphPass):
             self.scopes,
             [options.resolved() for options in self.scopes.all_options],
             self.facts,
-            self.seed_input,
+            self.inputs,
             cpu_multiplies_bf16(),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def _seed(self, graph: fx.Graph) -> fx.Node | None:
-        if self.seed_input is None:
+    def _input(self, graph: fx.Graph, name: str) -> fx.Node | None:
+        if name not in self.inputs:
             return None
         inputs = graph.find_nodes(op="placeholder")
-        return next((node for node in inputs if graph_input_index(node) == self.seed_input), None)
+        return next((node for node in inputs if graph_input_index(node) == self.inputs[name]), None)
 
 
 class PostGradPasses:

@@ -155,6 +155,26 @@ class Rule:
         return what + ("the last block" if self.last_blocks == 1 else f"the last {self.last_blocks} blocks")
 
 
+@settings
+class Numerics:
+    """Measure what quantisation does to each operand, in every `every`-th training call of a compiled graph.
+
+    cosine: compare each quantised product with the same one in high precision as well. Costs a product of fp32 in
+    calls that are measured, and in all of them memory: operands are saved for backward as they were.
+    file: where lines of JSON are added; without one they go into the graph's folder where there is a `dump`.
+    tensorboard: a folder for TensorBoard's scalars. Whatever is said here: `spectral_compile.numerics()`.
+    """
+
+    every: int = field(default=50, metadata={"expected": "a number of calls, 1 or more"})
+    cosine: bool = False
+    file: str = ""
+    tensorboard: str = ""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is a number of calls, 1 or more, not {self.every}")
+
+
 PassConfig = MeanCenter | Hadamard | QuantizeFP4
 
 RECIPES: Mapping[str, tuple[PassConfig | Rule, ...]] = MappingProxyType(

@@ -16,7 +16,7 @@ UserPass = Callable[[fx.Graph, Any], None]
 _Function = TypeVar("_Function", bound=UserPass)
 
 # Ours, in order: what is transformed is the residual, and what is quantised is what was transformed.
-JOINT = ("mean_center", "hadamard", "quantize_fp4")
+JOINT = ("mean_center", "hadamard", "quantize_fp4", "numerics")
 OURS: dict[Stage, tuple[str, ...]] = {"dynamo": (), "joint": JOINT, "post_grad": ("to_carriers", "plan_memory")}
 
 
@@ -49,8 +49,9 @@ def register_pass(
     The function changes a `torch.fx.Graph` in place; options are `spectral_compile.config.Options`.
 
     stage: "dynamo", the user's program as traced, before autograd; "joint", forward and backward in ATen operators,
-    where our own passes mean_center, hadamard and quantize_fp4 run; or "post_grad", forward and backward apart, on the
-    way to Inductor. name: the function's own by default; registering a name again replaces the pass. before, after:
+    where our own passes mean_center, hadamard, quantize_fp4 and numerics run; or "post_grad", forward and backward
+    apart, on the way to Inductor. name: the function's own by default; registering a name again replaces the pass.
+    before, after:
     names of passes of the same stage; without them a pass comes last.
 
     Compiled code is found again by the function's source. version: anything whose repr changes with what the source

@@ -62,13 +62,15 @@ def quantize(
     hadamard: bool = False,
     seed: Tensor | None = None,
     stream: int = 0,
+    amax: Tensor | None = None,
 ) -> Quantized:
     """Quantise x, of any floating type and of one dimension or more, in blocks along `axis`.
 
     format: a name in FORMATS. scale: one of the format's rules, the first where None. tile_rows: 1, or the block's own
     size for square blocks. hadamard: transform x along the axis first, and round the result to bf16, as published.
     seed: int64, one element, asks for stochastic rounding; `stream` (below 2**32) keeps the random bits of different
-    operands apart. Raises ValueError where there is no such quantiser.
+    operands apart. amax: the largest magnitude by which NVFP4 scales, where it is not that of x (a sample of a larger
+    tensor, say). Raises ValueError where there is no such quantiser.
     """
     kind = check(format, scale, tile_rows, stochastic=seed is not None)
     if not 0 <= stream < 2**32:
@@ -81,10 +83,13 @@ def quantize(
         x = hadamard_transform(x, axis).to(torch.bfloat16)
     x = x.to(torch.float32).movedim(axis, -1).contiguous()  # what follows keeps the layout, also for a transpose
     if x.dim() == 1:
-        q = quantize(x[None], format, scale=scale, tile_rows=tile_rows, seed=seed, stream=stream)
+        q = quantize(x[None], format, scale=scale, tile_rows=tile_rows, seed=seed, stream=stream, amax=amax)
         return Quantized(q.codes[0], q.scales[0], q.tensor_scale)
 
-    amax = _amax(x) if kind.tensor_scale is not None else x.new_ones(())
+    if kind.tensor_scale is None:
+        amax = x.new_ones(())
+    elif amax is None:
+        amax = _amax(x)
     x = torch.where(torch.isfinite(amax), x, 0.0)  # a poisoned tensor has codes and scales of zero
     blocks = to_blocks(x, kind.block, tile_rows)
     scales, inverse = kind.block_scales(blocks, torch.nan_to_num(amax), scale or kind.scales[0])

@@ -47,8 +47,14 @@ def _fits(node: fx.Node) -> bool:
 
 
 def _only_multiplied(quantizer: fx.Node, products: set[fx.Node]) -> bool:
-    """Whether a quantiser's results go into these products and nowhere else."""
-    return all(user in products for result in quantizer.users for user in result.users)
+    """Whether a quantiser's results go into these products and nowhere else, but for being measured on the way."""
+    users = [user for result in quantizer.users for user in result.users]
+    users += [behind for user in users if _is_measured(user) for behind in user.users]
+    return all(user in products or _is_measured(user) for user in users)
+
+
+def _is_measured(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is spectral.measure.default
 
 
 def _find_amax_once(emit: Emitter, quantizers: list[fx.Node]) -> None:
@@ -128,14 +134,19 @@ def _operand(
 ) -> tuple[fx.Node, fx.Node | None]:
     """What the carrier multiplies, as the codes are stored, and what the product is scaled by."""
     codes, scales, tensor_scale = stored
+    measured = _is_measured(tensor_scale)
     quantizer = codes.args[0] if codes.target is operator.getitem else None
     if quantizer is None or quantizer.target is not spectral.quantize.default or quantizer in kept:
         values = emit.call(spectral.carry.default, (codes, scales, format, *shape, dtype), like=codes)
     else:
         arguments = (*quantizer.args[:10], dtype, *quantizer.args[10:])
-        values, tensor_scale = emit.outputs(emit.call(spectral.round.default, arguments, like=quantizer), 2)
+        values, found = emit.outputs(emit.call(spectral.round.default, arguments, like=quantizer), 2)
+        if measured:
+            tensor_scale.args = (found, *tensor_scale.args[1:])
+        else:
+            tensor_scale = found
         values = transpose(emit, values, quantizer.args[6] == 0)
-    return values, tensor_scale if _has_tensor_scale(format) else None
+    return values, tensor_scale if measured or _has_tensor_scale(format) else None
 
 
 def _low_rank(emit: Emitter, left: fx.Node | None, right: fx.Node, like: fx.Node) -> fx.Node:

@@ -40,7 +40,14 @@ def quantize(
         x = center(x, mean, rows)
     if format != "identity":
         return formats.quantize(
-            x, format, axis=axis, scale=scale, tile_rows=tile_rows, hadamard=hadamard, seed=seed, stream=stream
+            *(x, format),
+            axis=axis,
+            scale=scale,
+            tile_rows=tile_rows,
+            hadamard=hadamard,
+            seed=seed,
+            stream=stream,
+            amax=amax,
         )
     if hadamard:
         x = hadamard_transform(x, axis)

@@ -268,7 +268,7 @@ def manager(**options: Any) -> tuple[PassManager, fx.GraphModule]:
     graph = captured.graphs["joint"]
     parsed = parse_options(options)
     scopes = Scopes(parsed, all_options=(parsed,))
-    return PassManager(facts, scopes, seed_input=None), fx.GraphModule(nn.Module(), graph)
+    return PassManager(facts, scopes), fx.GraphModule(nn.Module(), graph)
 
 
 def test_running_the_passes_twice_changes_nothing() -> None:
