@@ -51,8 +51,7 @@ def register_pass(
     stage: "dynamo", the user's program as traced, before autograd; "joint", forward and backward in ATen operators,
     where our own passes mean_center, hadamard, quantize_fp4 and numerics run; or "post_grad", forward and backward
     apart, on the way to Inductor. name: the function's own by default; registering a name again replaces the pass.
-    before, after:
-    names of passes of the same stage; without them a pass comes last.
+    before, after: names of passes of the same stage; without them a pass comes last.
 
     Compiled code is found again by the function's source. version: anything whose repr changes with what the source
     alone does not show, such as a constant elsewhere; needed where there is no source. Raises ValueError for a stage
