@@ -170,7 +170,8 @@ def source_digest() -> str:
 
 def observe(observer: Observer) -> Callable[[], None]:
     """Show `observer` every graph that is rewritten, before the first pass ("joint") and after each; with codegen
-    "eager" also both parts of a training graph ("forward", "backward"). Returns what ends it.
+    "eager" also both parts of a training graph ("forward", "backward"), or one without a backward ("inference").
+    Returns what ends it.
 
     A compile that finds its code in Inductor's disk cache rewrites nothing: see `_torch.without_caches`.
     """

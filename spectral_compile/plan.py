@@ -97,7 +97,7 @@ class Plan:
 
 def _decision(row: GemmPlan) -> str:
     operands = " @ ".join(_operand(operand) for operand in (row.a, row.b) if operand is not None)
-    return f"{operands}{', Hadamard' if row.hadamard else ''}, in {row.carrier}"
+    return f"{operands}{', Hadamard' if row.hadamard else ''}, carried in {row.carrier}"
 
 
 def _operand(operand: OperandPlan) -> str:

@@ -62,8 +62,8 @@ def test_the_table_says_what_is_done_to_each_gemm() -> None:
     (fprop,) = [line for line in lines if "fprop" in line and "layers.0.up" in line]
     (dgrad,) = [line for line in lines if "dgrad" in line]
     assert "s0 x 64 x 32" in fprop
-    assert "activation (nvfp4 1x16, centred) @ weight (nvfp4 16x16), in bf16" in fprop
-    assert "gradient (nvfp4 1x16, headroom, stochastic) @ weight (nvfp4 16x16), Hadamard, in fp32" in dgrad
+    assert "activation (nvfp4 1x16, centred) @ weight (nvfp4 16x16), carried in bf16" in fprop
+    assert "gradient (nvfp4 1x16, headroom, stochastic) @ weight (nvfp4 16x16), Hadamard, carried in fp32" in dgrad
 
 
 def test_the_table_prints_reasons_as_they_are_brackets_included() -> None:

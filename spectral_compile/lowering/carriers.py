@@ -24,6 +24,8 @@ aten = torch.ops.aten
 prims = torch.ops.prims
 spectral = torch.ops.spectral
 
+LOWERED_FROM = "spectral_lowered_from"  # in the metadata of a product on its carrier: the name of its scaled_mm
+
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -121,6 +123,7 @@ def _lower(emit: Emitter, node: fx.Node, kept: set[fx.Node]) -> None:
     matrices = (transpose(emit, a, not a_k_last), transpose(emit, b, b_k_last))
 
     value = emit.call(aten.mm.default, matrices, like=node)
+    value.meta[LOWERED_FROM] = node.name
     value = emit.call(prims.convert_element_type.default, (value, torch.float32), like=node)
     for scale in (a_scale, b_scale):  # one by one: their product may underflow
         value = value if scale is None else emit.call(aten.mul.Tensor, (value, scale), like=node)

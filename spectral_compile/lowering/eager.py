@@ -34,6 +34,8 @@ def compile_eager(
 
     def inference(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         rewrite(graph_module)
+        if joint_pass is not None and joint_pass.plan is not None:
+            notify("inference", graph_module.graph, joint_pass.plan)
         return _run(graph_module, inputs)
 
     backend = aot_autograd(

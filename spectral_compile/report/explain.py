@@ -18,6 +18,7 @@ from spectral_compile._torch import compiling_as_often_as_asked
 from spectral_compile.backend import spectral
 from spectral_compile.pipeline import observe
 from spectral_compile.plan import GemmPlan, Plan
+from spectral_compile.report.kernels import kernels
 from spectral_compile.report.python_code import plain_copy
 from spectral_compile.report.sizes import (
     Size,
@@ -30,18 +31,20 @@ from spectral_compile.report.sizes import (
     user_outputs,
 )
 
-WIDTH = 150  # of the printed table
+WIDTH = 170  # of the printed table
 
 
 @dataclass(frozen=True)
 class Explained:
     """One product. flops: 2 m n k, a number or symbolic; None for what is no product of two matrices. saved: bytes kept
-    from forward to backward for it alone or for it among others, 0 for a forward product.
+    from forward to backward for it alone or for it among others, 0 for a forward product. kernels: the operators that
+    prepare its two operands and the one that multiplies, on this machine; empty for one that is left alone.
     """
 
     plan: GemmPlan
     flops: Size | None
     saved: Size
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,12 @@ class Explanation:
             "graphs": [
                 {
                     "products": [
-                        {**product.plan.as_dict(), "flops": _plain(product.flops), "saved": _plain(product.saved)}
+                        {
+                            **product.plan.as_dict(),
+                            "flops": _plain(product.flops),
+                            "saved": _plain(product.saved),
+                            "kernels": list(product.kernels),
+                        }
                         for product in graph.products
                     ],
                     "saved": _plain(graph.saved),
@@ -108,7 +116,7 @@ def explain(
     seen = _Seen()
 
     def look(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        spectral(gm, example_inputs, options={**(options or {}), "codegen": "eager", "inductor": {}})
+        spectral(gm, example_inputs, options={**(options or {}), "codegen": "eager", "inductor": {}, "numerics": None})
         return gm.forward
 
     stop = observe(seen)
@@ -152,6 +160,7 @@ class _Seen:
         self.plans: list[Plan] = []
         self.forwards: list[fx.Graph | None] = []
         self.joints: list[fx.Graph] = []
+        self.kernels: list[dict[str, tuple[str, ...]]] = []
 
     def __call__(self, stage: str, graph: fx.Graph, plan: Plan) -> None:
         if stage == "joint":
@@ -160,19 +169,27 @@ class _Seen:
             self.plans.append(plan)
             self.forwards.append(None)
             self.joints.append(graph)
-        elif stage == "forward":
-            self.forwards[-1], self.plans[-1] = graph, plan
-        elif stage != "backward":
+            self.kernels.append({})
+        elif stage in ("forward", "backward", "inference"):
+            self.plans[-1] = plan
+            self.kernels[-1].update(kernels(graph))
+            if stage == "forward":
+                self.forwards[-1] = graph
+        else:
             self.joints[-1] = graph
 
     def graphs(self) -> Iterator[ExplainedGraph]:
-        seen = zip(self.before, self.roots, self.plans, self.forwards, self.joints, strict=True)
-        for before, root, plan, forward, joint in seen:
+        seen = zip(self.before, self.roots, self.plans, self.forwards, self.joints, self.kernels, strict=True)
+        for before, root, plan, forward, joint, kernels_of in seen:
+            products = plan.products or [""] * len(plan.rows)
             kept = {} if forward is None else saved(forward)
-            by_product = saved_by_products(joint, plan.products or [""] * len(plan.rows), kept)
+            by_product = saved_by_products(joint, products, kept)
             rows = (
-                Explained(row, flops(row.m, row.n, row.k), sympy.Integer(0) if row.role == "fprop" else size)
-                for row, size in zip(plan.rows, by_product, strict=True)
+                Explained(
+                    *(row, flops(row.m, row.n, row.k), sympy.Integer(0) if row.role == "fprop" else size),
+                    kernels_of.get(product, ()),
+                )
+                for row, size, product in zip(plan.rows, by_product, products, strict=True)
             )
             unchanged = sympy.Integer(0) if forward is None else saved_unchanged(before, root, user_outputs(forward))
             yield ExplainedGraph(tuple(rows), sum(kept.values(), start=sympy.Integer(0)), unchanged)
@@ -224,14 +241,14 @@ def _table(graph: ExplainedGraph, number: int, count: int) -> Table:
         title=f"{which}{len(plans.quantized)} of {len(plans.rows)} products in four bits{four_bits}",
         caption=f"saved for backward: {readable(graph.saved)}; without any pass {readable(graph.saved_unchanged)}",
     )
-    for heading in ("layer", "role", "m x n x k", "decision"):
+    for heading in ("layer", "role", "m x n x k", "decision", "kernels"):
         table.add_column(heading)
     for heading in ("saved", "GFLOP"):
         table.add_column(heading, justify="right")
     for product in graph.products:
         row = product.plan
         flops = "" if product.flops is None else _giga(product.flops)
-        cells = (*row.cells(), "" if product.saved == 0 else readable(product.saved), flops)
+        cells = (*row.cells(), "; ".join(product.kernels), "" if product.saved == 0 else readable(product.saved), flops)
         table.add_row(*map(escape, cells))
     return table
 

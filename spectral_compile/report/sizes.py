@@ -1,5 +1,6 @@
 """Bytes that a partitioned graph keeps from its forward for its backward: numbers, or symbolic in dynamic sizes."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -8,7 +9,7 @@ import sympy
 import torch
 from torch import fx, nn
 
-from spectral_compile._torch import min_cut_rematerialization_partition
+from spectral_compile._torch import detect_fake_mode, min_cut_rematerialization_partition
 from spectral_compile.graph.verify import holds_spectral_operators
 
 Size: TypeAlias = Any  # a sympy expression
@@ -54,7 +55,9 @@ def saved_unchanged(joint: fx.Graph, root: nn.Module, count: int) -> Size:
     """
     assert not holds_spectral_operators(joint)
     module = fx.GraphModule(root, joint)
-    before, _ = min_cut_rematerialization_partition(module, None, num_fwd_outputs=count)
+    values = [node.meta["val"] for node in joint.find_nodes(op="placeholder")]
+    with detect_fake_mode(values) or contextlib.nullcontext():  # asked for where a checkpointed region draws at random
+        before, _ = min_cut_rematerialization_partition(module, None, num_fwd_outputs=count)
     mark_user_outputs(before.graph, count)
     return sum(saved(before.graph).values(), start=sympy.Integer(0))
 

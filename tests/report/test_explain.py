@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import spectral_compile as spectral
 from spectral_compile import explain
@@ -106,11 +107,34 @@ def test_a_function_and_its_decorators() -> None:
     assert {p.plan.a.format for p in graph.products if p.plan.a is not None} == {"mxfp4"}
 
 
+def test_the_kernels_that_came_of_each_product() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        (graph,) = explain(Net(), x(), options={"recipe": "nvfp4-plain"}).graphs
+    found = {(p.plan.layer, p.plan.role): p.kernels for p in graph.products}
+    assert found["up", "fprop"] == ("round", "carry", "mm, bfloat16")  # the weight's codes are kept, for dgrad
+    assert found["up", "dgrad"] == ("round", "carry", "mm, bfloat16")
+    assert found["up", "wgrad"] == ("round", "carry", "mm, bfloat16")  # the gradient, and what was saved of x
+    (graph,) = explain(Net(), x(), options={"recipe": "identity"}).graphs
+    assert {p.kernels[-1] for p in graph.products} == {"scaled_mm"}
+    (graph,) = explain(Net(), x(), options={"exclude": "."}).graphs
+    assert {p.kernels for p in graph.products} == {()}
+    with torch.no_grad():
+        (graph,) = explain(Net().eval(), x()).graphs
+    assert {p.kernels for p in graph.products} == {("round", "round", "mm, float32")}
+
+
 def test_under_no_grad_only_the_forward_is_explained() -> None:
     with torch.no_grad():
         (graph,) = explain(Net().eval(), x()).graphs
     assert {p.plan.role for p in graph.products} == {"fprop"}
     assert (graph.saved, graph.saved_unchanged) == (0, 0)
+
+
+def test_a_checkpointed_region_that_draws_at_random() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 32))
+    (graph,) = explain(lambda value: checkpoint(model, value, use_reentrant=False).relu(), x()).graphs
+    assert len(graph.products) == 6
+    assert graph.saved_unchanged is not None
 
 
 def test_notes_say_what_a_table_does_not() -> None:
