@@ -30,9 +30,12 @@ class Arm:
     recipe: str = ""
     quantizer: str = ""
     autocast: bool = True
+    numerics: int = 0  # operands are measured in every so many steps; 0: never
 
     def options(self, codegen: str) -> dict[str, Any] | None:
-        return {"recipe": self.recipe, "codegen": codegen} if self.recipe else None
+        if not self.recipe:
+            return None
+        return {"recipe": self.recipe, "codegen": codegen, **({"numerics": self.numerics} if self.numerics else {})}
 
 
 def quantizing_recipes() -> list[str]:
