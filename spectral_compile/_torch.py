@@ -16,7 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import ShortenTraceback
 from torch._dynamo.source import AttrSource, LocalSource
 from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._guards import TracingContext, detect_fake_mode
+from torch._guards import CompileContext, TracingContext, detect_fake_mode
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -40,6 +40,7 @@ __all__ = [
     "aot_autograd",
     "compile_fx",
     "compile_fx_inner",
+    "compiled_frame",
     "compiling_as_often_as_asked",
     "cpu_multiplies_bf16",
     "detect_fake_mode",
@@ -195,6 +196,13 @@ def replacements(graph: fx.Graph) -> Iterator[dict[str, str]]:
         yield found
     finally:
         module._unregister_replace_node_hook(note)
+
+
+def compiled_frame() -> int:
+    """The number of the code that Dynamo is compiling: the same when it compiles it again for other shapes."""
+    current = CompileContext.current_compile_id()
+    frame = None if current is None else current.frame_id
+    return -1 if frame is None else frame
 
 
 def summary_writer(folder: str) -> Any:

@@ -42,6 +42,7 @@ from spectral_compile.scopes import Scopes
 from spectral_compile.validation import check_name
 
 Compiled = Callable[..., Any]
+OwnInput = Callable[[bool, Sequence[Any]], Tensor]
 _HOOK = "joint_custom_pre_pass"
 
 
@@ -81,26 +82,28 @@ def spectral(
     own = _own_inputs(settings, _device(example_inputs), dump)
     manager = PassManager(facts, settings, {name: len(example_inputs) + i for i, name in enumerate(own)}, dump)
     with _more_inputs(gm, own):
-        compiled = _compile(gm, [*example_inputs, *(make(False) for make in own.values())], parsed, mode, manager)
+        compiled = _compile(gm, [*example_inputs, *(make(False, ()) for make in own.values())], parsed, mode, manager)
 
     def run(*arguments: Any) -> Any:
         training = torch.is_grad_enabled()
-        return compiled(*arguments, *(make(training) for make in own.values()))
+        return compiled(*arguments, *(make(training, arguments) for make in own.values()))
 
     return run if own else compiled
 
 
-def _own_inputs(settings: Scopes, device: torch.device, dump: Dump | None) -> dict[str, Callable[[bool], Tensor]]:
-    """What the graph is given on top at each call, by name, and what makes it for a call with a backward or without.
+def _own_inputs(settings: Scopes, device: torch.device, dump: Dump | None) -> dict[str, OwnInput]:
+    """What the graph is given on top at each call, by name, and what makes it: of whether the call has a backward, and
+    of its other arguments.
 
     Randomness is an argument, and so is whether a call is measured: neither is state that a cached graph would hold.
     """
-    own: dict[str, Callable[[bool], Tensor]] = {}
+    own: dict[str, OwnInput] = {}
     if any(policy.rounds_stochastically(o.resolved(), o.all_rules()) for o in settings.all_options):
         # Without a backward nothing is rounded stochastically: an evaluation between two steps changes neither.
         unused = torch.zeros((), dtype=torch.int64, device=device)
-        own[SEED] = lambda training: next_seed(device) if training else unused
-    if numerics := settings.base.numerics:
+        own[SEED] = lambda training, _: next_seed(device) if training else unused
+    numerics = settings.base.numerics
+    if numerics is not None and settings.base.runs("numerics"):
         file = Path(numerics.file) if numerics.file else dump.folder / NUMERICS if dump is not None else None
         own[STEP] = Session(numerics.every, file, numerics.tensorboard).step
     return own

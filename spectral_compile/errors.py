@@ -1,5 +1,8 @@
 """What a user sees when the input is bad: a plain, short exception, not Dynamo's `BackendCompilerFailed`."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from spectral_compile._torch import ShortenTraceback
@@ -32,3 +35,12 @@ class SpectralRuntimeError(_PlainForTheUser, RuntimeError):
 
     def plain(self) -> Exception:
         return RuntimeError(self.message)
+
+
+@contextlib.contextmanager
+def harmless(what: str) -> Iterator[None]:
+    """What is only to be looked at must not end a training: a failure is a warning. Also a decorator."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"spectral: {what} could not be written: {type(error).__name__}: {error}", stacklevel=3)

@@ -32,6 +32,7 @@ from spectral_compile.passes.numerics import numerics
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
 from spectral_compile.plan import Plan
 from spectral_compile.planner import make_plan
+from spectral_compile.recipes import Numerics
 from spectral_compile.registry import Stage
 from spectral_compile.report.dump import Dump, watched
 from spectral_compile.scopes import Scopes
@@ -93,10 +94,12 @@ class PassManager(CustomGraphPass):
 
     def uuid(self) -> str:
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
+        asked = self.scopes.base.numerics  # where measurements go, and how often they are made, is in no graph
+        base = replace(self.scopes.base, numerics=asked and Numerics(cosine=asked.cosine))
         parts = (
             source_digest(),
             registry.digest(),
-            self.scopes,
+            replace(self.scopes, base=base, all_options=()),
             [options.resolved() for options in self.scopes.all_options],
             self.facts,
             self.inputs,
@@ -119,9 +122,9 @@ class PostGradPasses:
     """
 
     def __init__(self, options: Options, device: str, dump: Dump | None = None) -> None:
-        self.options = options
-        self.device = device
         self.dump = dump
+        ours: dict[str, Step] = {"to_carriers": to_carriers, "plan_memory": plan_memory} if device == "cpu" else {}
+        self.steps = list(steps("post_grad", options, ours))  # now: a backward may be compiled much later
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Any:
         """As `torch._inductor.compile_fx.compile_fx_inner`."""
@@ -130,10 +133,7 @@ class PostGradPasses:
         return compile_fx_inner(gm, example_inputs, **how)
 
     def _rewrite(self, graph: fx.Graph) -> None:
-        ours: dict[str, Step] = {}
-        if self.device == "cpu":
-            ours = {"to_carriers": to_carriers, "plan_memory": plan_memory}
-        for name, step in steps("post_grad", self.options, ours):
+        for name, step in self.steps:
             with watched(name, graph, self.dump):
                 _apply(name, step, graph)
             verify(graph, after=name)

@@ -11,7 +11,7 @@ from spectral_compile.formats.hadamard import hadamard as hadamard_transform
 from spectral_compile.ops.center import center
 
 SAMPLE = 2**20  # elements; of larger operands that many are looked at, in rows evenly spread
-_CHUNK = 32  # rows together: whole blocks along either axis, in all formats
+_FEWEST = 128  # rows
 _CLIPPED = 1 + 2**-20  # beyond what a block holds by more than rounding
 
 spectral = torch.ops.spectral
@@ -29,30 +29,34 @@ def of_operand(
     hadamard: bool,
     stream: int,
     tensor_scale: Tensor,
-    tokens: bool,
+    token_axis: int,
 ) -> dict[str, float | None]:
     """Of x [M, K] as `spectral::quantize` is about to quantise it, which gave it `tensor_scale`.
 
     snr_db: 10 log10 of the power of what is quantised over that of its error. clipped: the share of elements beyond
-    what their block can hold. amax: the largest magnitude of what is quantised, of all elements. mean_to_deviation, and
-    mean_to_deviation_after the mean was taken out: the norm of the mean row over the root mean square norm of rows
-    less it; only where rows are `tokens`. None for what is not defined.
+    what their block can hold, where it holds anything but zero. amax: the largest magnitude of what is quantised, of
+    all elements. mean_to_deviation, and mean_to_deviation_after the mean was taken out: the norm of the mean token over
+    the root mean square norm of tokens less it; of a weight, whose `token_axis` is negative, there is none. None stands
+    for what is not defined.
     """
-    sample = sampled_rows(x)
+    kind = FORMATS[format]
+    sample = sampled_rows(x, kind.block if axis == 0 or tile_rows > 1 else 1)
     part, part_rows = x[sample], None if rows is None else rows[sample]
     residual = part.to(torch.float32) if mean is None else center(part, mean, part_rows)
-    known = tensor_scale * 2688  # so that a sample is scaled as the whole is
+    known = tensor_scale * (448 * 6)  # so a sample is scaled as the whole is, to a rounding
     how = (seed, format, scale, axis, tile_rows, hadamard, stream)
     codes, scales, part_scale = spectral.quantize(part, mean, part_rows, *how, known)
     stored = hadamard_transform(residual, axis) if hadamard else residual
     stored = stored if axis == 1 else stored.t()
     error = spectral.dequantize(codes, scales, part_scale, format, *stored.shape) - stored
-    limits = _spread(scales.to(torch.float32) * (6 * _CLIPPED * part_scale), FORMATS[format].block, tile_rows)
+    limits = _spread(scales.to(torch.float32) * (6 * _CLIPPED * part_scale), kind.block, tile_rows)
+    limits = limits[: stored.shape[0], : stored.shape[1]]
+    clipped = ((stored.abs() > limits) & (limits > 0)).to(torch.float32).mean()
     return {
         "snr_db": _decibels(_power(stored), _power(error)),
-        "clipped": float((stored.abs() > limits[: stored.shape[0], : stored.shape[1]]).to(torch.float32).mean()),
-        "amax": _number(spectral.amax(x, mean, rows)),
-        **(_means(x, part, residual, mean, rows) if tokens else {}),
+        "clipped": _number(clipped + 0 * limits.sum()),  # NaN where the tensor is not finite
+        "amax": _number(_amax(x, mean, rows, axis, hadamard)),
+        **({} if token_axis < 0 else _means(x, part, residual, mean, rows, token_axis)),
     }
 
 
@@ -62,19 +66,31 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
     return _number(torch.dot(a, b) / (a.norm() * b.norm()))
 
 
-def sampled_rows(x: Tensor) -> Any:
-    """Which rows of x [M, K] are looked at: all, or chunks evenly spread."""
-    chunks, wanted = x.shape[0] // _CHUNK, max(1, SAMPLE // max(1, _CHUNK * x.shape[1]))
+def sampled_rows(x: Tensor, chunk: int = 1) -> Any:
+    """Which rows of x [M, K] are looked at: all, or chunks evenly spread, a few at least however wide they are."""
+    chunks, wanted = x.shape[0] // chunk, max(_FEWEST // chunk, SAMPLE // max(1, chunk * x.shape[1]))
     if chunks <= wanted:
         return slice(None)
-    starts = torch.arange(wanted, device=x.device) * chunks // wanted * _CHUNK
-    return (starts[:, None] + torch.arange(_CHUNK, device=x.device)).flatten()
+    starts = (2 * torch.arange(wanted, device=x.device) + 1) * chunks // (2 * wanted) * chunk
+    return (starts[:, None] + torch.arange(chunk, device=x.device)).flatten()
+
+
+def _amax(x: Tensor, mean: Tensor | None, rows: Tensor | None, axis: int, hadamard: bool) -> Tensor:
+    if not hadamard:
+        return spectral.amax(x, mean, rows)
+    x = x if mean is None else center(x, mean, rows)
+    return hadamard_transform(x, axis).to(torch.bfloat16).abs().amax()
 
 
 def _means(
-    x: Tensor, part: Tensor, residual: Tensor, mean: Tensor | None, rows: Tensor | None
+    x: Tensor, part: Tensor, residual: Tensor, mean: Tensor | None, rows: Tensor | None, token_axis: int
 ) -> dict[str, float | None]:
-    """The mean is that of all tokens, deviations those of the sample."""
+    """Deviations are those of the sample, and so are means where a sample has all tokens of some features; else they
+    are those of all tokens.
+    """
+    if token_axis == 1:
+        tokens = part.t().to(torch.float32)
+        return {"mean_to_deviation": _ratio(tokens.mean(0), tokens)}
     before = spectral.token_mean(x, 1)
     found = {"mean_to_deviation": _ratio(before, part.to(torch.float32))}
     if mean is not None:

@@ -26,16 +26,16 @@ def measure(
     tile_rows: int,
     hadamard: bool,
     stream: int,
+    token_axis: int,
     step: Tensor,
     where: list[str],
 ) -> Tensor:
-    """tensor_scale, that `spectral::quantize` found of x and the rest. step: of `measuring.sessions.Session`; where:
-    the operands that are quantised so, by `sessions.where`.
+    """tensor_scale, that `spectral::quantize` found of x and the rest. token_axis: along which tokens lie, -1 where x
+    is a weight. step: of `measuring.sessions.Session`; where: the operands that are quantised so, by `sessions.where`.
     """
     if not sessions.is_idle(step) and x.numel():
-        how = (seed, format, scale, axis, tile_rows, hadamard, stream, tensor_scale)
-        tokens = not where[0].endswith("weight")
-        sessions.record(step, where, statistics.of_operand(x, mean, rows, *how, tokens))
+        how = (seed, format, scale, axis, tile_rows, hadamard, stream, tensor_scale, token_axis)
+        sessions.record(step, where, lambda: statistics.of_operand(x, mean, rows, *how))
     return tensor_scale.clone()
 
 
@@ -58,10 +58,13 @@ def compare(
     """product [M, N], compared with A @ B' + left (outer) right in fp32: a [M, K] less its mean is A, or A'; b the same
     for B [N, K].
     """
-    if not sessions.is_idle(step) and product.numel():
+
+    def cosine() -> dict[str, float | None]:
         exact = _operand(a, a_mean, a_rows, a_transposed) @ _operand(b, b_mean, b_rows, b_transposed).t()
-        found = {"cosine": statistics.cosine(product, add_low_rank(exact, left, right))}
-        sessions.record(step, [where], found)
+        return {"cosine": statistics.cosine(product, add_low_rank(exact, left, right))}
+
+    if not sessions.is_idle(step) and product.numel():
+        sessions.record(step, [where], cosine)
     return product.clone(memory_format=torch.contiguous_format)
 
 
@@ -80,7 +83,7 @@ def _fake_compare(product: Tensor, *others: object) -> Tensor:
 
 declare(
     "measure(Tensor tensor_scale, Tensor x, Tensor? mean, Tensor? rows, Tensor? seed, str format, str scale, int axis,"
-    " int tile_rows, bool hadamard, int stream, Tensor step, str[] where) -> Tensor",
+    " int tile_rows, bool hadamard, int stream, int token_axis, Tensor step, str[] where) -> Tensor",
     reference=measure,
     fake=_fake_measure,
 )

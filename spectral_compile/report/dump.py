@@ -17,7 +17,6 @@ import dataclasses
 import difflib
 import json
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from rich.console import Console
 from torch import fx, nn
 
 from spectral_compile._torch import replacements, returned_by_forward, root_frame_modules, trace_artifact
+from spectral_compile.errors import harmless
 from spectral_compile.graph.provenance import Provenance
 from spectral_compile.graph.verify import holds_spectral_operators
 from spectral_compile.plan import Plan
@@ -53,6 +53,7 @@ class Dump:
         self.replaced: dict[str, tuple[str, str]] = {}  # since the last stage: what is in a node's place, by which pass
         self.memory: dict[str, Any] = {}
 
+    @harmless("a dump")
     def begin(self, graph: fx.Graph, options: Any) -> None:
         """What is compiled, and how; and the program as traced. (Not to be run alone: it reads what Dynamo read.)"""
         self._write("dynamo.py", str(graph.python_code("self").src).lstrip())
@@ -67,6 +68,7 @@ class Dump:
         }
         self._write(ABOUT, json.dumps(about, indent=2) + "\n")
 
+    @harmless("a dump")
     def joint(self, stage: str, graph: fx.Graph, products: Sequence[str]) -> None:
         """The joint graph before any pass, or after one; nothing is written where a pass changed nothing. products: the
         node that each row of the plan is now.
@@ -89,12 +91,14 @@ class Dump:
         self.last = (name, body)
         self.count += 1
 
+    @harmless("a dump")
     def rewritten(self) -> None:
         """After the last pass. A graph without a backward may have no parts to come."""
         if self.last_joint is not None and not any(map(_is_tangent, self.last_joint.nodes)):
             self.last_joint = None
             self.report()
 
+    @harmless("a dump")
     def part(self, graph: fx.Graph) -> None:
         """The forward or the backward graph, on its way to Inductor."""
         inputs = graph.find_nodes(op="placeholder")
@@ -107,6 +111,7 @@ class Dump:
             self._saved_with(graph)
         self.report()
 
+    @harmless("a dump")
     def plan(self, plan: Plan, provenance: Provenance) -> None:
         """What was decided, and how the products are related."""
         inputs = [node for node in provenance.origin if node.op == "placeholder"]
@@ -117,15 +122,16 @@ class Dump:
             Console(file=file, width=150).print(plan)
         nx.write_graphml(_plain(provenance), self.folder / "provenance.graphml")
 
+    @harmless("a dump")
     def timing(self, name: str, seconds: float) -> None:
         """How long a pass took."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self._write("timings.json", json.dumps(self.seconds, indent=2) + "\n")
 
+    @harmless("report.html")
     def report(self) -> None:
         """The page that shows what is there by now: again with each part, for a backward may be compiled much later."""
-        with _no_harm("report.html"):
-            page.write(self.folder)
+        page.write(self.folder)
 
     def _add_stage(self, file: str, kind: str, graph: fx.Graph, after: str = "") -> None:
         name = file.removesuffix(".py")
@@ -142,7 +148,7 @@ class Dump:
         """Partitioned as it is before any pass. Only a backward keeps anything."""
         if holds_spectral_operators(joint) or not any(map(_is_tangent, joint.nodes)):
             return
-        with _no_harm(MEMORY):
+        with harmless(MEMORY):
             root = joint.owning_module or nn.Module()
             unchanged = sizes.saved_unchanged(plain_copy(joint), root, len(returned_by_forward(joint)))
             self.memory["saved_unchanged"] = sizes.number(unchanged)
@@ -151,7 +157,7 @@ class Dump:
         joint, self.last_joint = self.last_joint, None
         if joint is None:
             return
-        with _no_harm(MEMORY):
+        with harmless(MEMORY):
             kept = sizes.saved_for(backward, joint)
             by_product = sizes.saved_by_products(joint, self.products, kept)
             self.memory |= {
@@ -180,15 +186,6 @@ def watched(name: str, graph: fx.Graph, dump: Dump | None) -> Iterator[None]:
     for node in graph.nodes:
         if node not in before:
             node.meta[MADE_BY] = name
-
-
-@contextlib.contextmanager
-def _no_harm(what: str) -> Iterator[None]:
-    """What is only to be looked at must not end a training."""
-    try:
-        yield
-    except Exception as error:
-        warnings.warn(f"spectral: {what} could not be written: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def _is_tangent(node: fx.Node) -> bool:

@@ -27,6 +27,7 @@ _SCRIPTS = (
     *("core.js", "table.js", "view.js", "summary.js", "products.js", "graph.js", "pointer.js"),
     *("panel.js", "code.js", "numerics.js", "main.js"),
 )
+_STEPS = 300  # of a run's numerics, at most
 
 
 def write(folder: Path, file: Path | None = None) -> Path:
@@ -80,9 +81,18 @@ def page_data(dumped: Dumped) -> dict[str, Any]:
         ],
         "stages": stages,
         "traced": strings.all(dumped.code.get("dynamo", [])),
-        "numerics": dumped.numerics,
+        "numerics": _thinned(dumped.numerics),
         "strings": strings.known,
     }
+
+
+def _thinned(numerics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a long run some measured steps, evenly spread, the last among them: charts are a few hundred points wide."""
+    steps = sorted({line.get("step", 0) for line in numerics})
+    if len(steps) <= _STEPS:
+        return numerics
+    kept = {steps[-1 - index * len(steps) // _STEPS] for index in range(_STEPS)}
+    return [line for line in numerics if line.get("step", 0) in kept]
 
 
 class _Strings:

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import spectral_compile as spectral
+from spectral_compile.config import Options
+from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.lowering.carriers import to_carriers
 from spectral_compile.measuring import sessions
+from spectral_compile.pipeline import PassManager
+from spectral_compile.scopes import Scopes
 from tests.capture import Capture, calls, capture, copy_of, count
 
 RECIPES = ["nvfp4-plain", "averis", "averis+hadamard", "averis-mxfp4"]
@@ -98,6 +102,47 @@ def test_products_are_compared_on_request_with_the_same_in_high_precision() -> N
     assert found["fprop"] == pytest.approx(cosine.item(), abs=1e-5)
 
 
+def test_a_layer_that_is_called_twice_has_two_names_and_a_weight_it_shares_both() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.linear(100 * torch.tanh(self.linear(x))))
+
+    capture(Twice(), inputs(), recipe="nvfp4-plain", numerics=1)
+    amax = {(row["layer"], row["role"]): row["amax"] for row in spectral.numerics().rows if row["operand"] != "weight"}
+    assert {layer for layer, _ in amax} == {"linear", "linear (call 2)"}
+    for role in ("fprop", "wgrad"):
+        kind = [row for row in spectral.numerics().rows if row["role"] == role and row["operand"] == "activation"]
+        assert [row["amax"] > 50 for row in kind] == [False, True], role
+    weights = [row["layer"] for row in spectral.numerics().rows if row["operand"] == "weight"]
+    assert sorted(weights) == sorted(2 * ["linear", "linear (call 2)"])  # fprop and dgrad
+
+
+def test_a_pass_that_is_disabled_measures_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "numerics.jsonl"
+    options = {"numerics": spectral.Numerics(every=1, file=str(file)), "disable": "numerics"}
+    run = capture(Heads(), inputs(), recipe="nvfp4-plain", **options)
+    assert "numerics" not in run.graphs
+    assert not file.exists()
+
+
+def test_where_and_how_often_is_not_part_of_the_code() -> None:
+    keys = [
+        PassManager(GraphFacts((), (), True), Scopes(Options(numerics=numerics))).uuid()
+        for numerics in (
+            None,
+            spectral.Numerics(),
+            spectral.Numerics(every=3, file="runs/a.jsonl"),
+            spectral.Numerics(cosine=True),
+        )
+    ]
+    assert keys[1] == keys[2]
+    assert len(set(keys)) == 3
+
+
 def test_identity_operands_are_not_measured() -> None:
     run = capture(Heads(), inputs(), recipe="identity", numerics=1)
     assert count(run.graphs["numerics"], "spectral.measure") == 0
@@ -162,7 +207,7 @@ def test_through_inductor(recipe: str, tmp_path: Path) -> None:
         results.append([p.grad for p in model.parameters()])
     spectral.manual_seed(None)
     for plain, measured in zip(*results, strict=True):
-        torch.testing.assert_close(plain, measured, rtol=1e-6, atol=1e-6)
+        assert torch.equal(plain, measured)
     lines = [json.loads(line) for line in (tmp_path / "n.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {0}
     assert {line["operand"] for line in lines} == {"activation", "weight", "gradient", "product"}

@@ -110,10 +110,11 @@ function chart(operand, lines, key, picked) {
   const points = lines.map((line) => line.filter((one) => isNumber(one[key])).map((one) => [one.step, one[key]]));
   const all = points.flat();
   if (!all.length) return block(operand, el("p", { class: "soft" }, "not measured"));
-  const range = (place) => [
-    Math.min(...all.map((point) => point[place])),
-    Math.max(...all.map((point) => point[place])),
-  ];
+  const range = (place) =>
+    all.reduce(
+      ([least, most], point) => [Math.min(least, point[place]), Math.max(most, point[place])],
+      [Infinity, -Infinity],
+    );
   const [[x0, x1], [low, high]] = [range(0), range(1)];
   const pad = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
   const [y0, y1] = [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
@@ -157,7 +158,10 @@ const short = (value) =>
 /** Over lines, at each step. */
 function median(lines) {
   const bySteps = new Map();
-  lines.flat().forEach(([step, value]) => bySteps.set(step, [...(bySteps.get(step) || []), value]));
+  for (const [step, value] of lines.flat()) {
+    if (!bySteps.has(step)) bySteps.set(step, []);
+    bySteps.get(step).push(value);
+  }
   return [...bySteps]
     .sort((a, b) => a[0] - b[0])
     .map(([step, values]) => [step, values.sort((a, b) => a - b)[values.length >> 1]]);
