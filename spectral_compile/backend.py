@@ -104,8 +104,9 @@ def _own_inputs(settings: Scopes, device: torch.device, dump: Dump | None) -> di
         own[SEED] = lambda training, _: next_seed(device) if training else unused
     numerics = settings.base.numerics
     if numerics is not None and settings.base.runs("numerics"):
-        file = Path(numerics.file) if numerics.file else dump.folder / NUMERICS if dump is not None else None
-        own[STEP] = Session(numerics.every, file, numerics.tensorboard).step
+        files = [Path(numerics.file)] if numerics.file else []
+        files += [dump.folder / NUMERICS] if dump is not None else []
+        own[STEP] = Session(numerics.every, files, numerics.tensorboard).step
     return own
 
 

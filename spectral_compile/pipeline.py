@@ -20,7 +20,7 @@ from spectral_compile._torch import (
 )
 from spectral_compile.config import Options
 from spectral_compile.errors import SpectralRuntimeError
-from spectral_compile.graph.emit import Emitter
+from spectral_compile.graph.emit import PRODUCT, Emitter
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.graph.provenance import trace
 from spectral_compile.graph.verify import holds_spectral_operators, verify
@@ -66,6 +66,8 @@ class PassManager(CustomGraphPass):
         provenance = trace(graph, self.facts)
         plan = self.plan = make_plan(graph, provenance, self.scopes)
         rows = list(zip(plan.rows, provenance.gemms, strict=True))
+        for row, gemm in rows:
+            gemm.node.meta[PRODUCT] = f"{row.role} of {row.layer or 'the root module'}"
         seed, measured = self._input(graph, SEED), self._input(graph, STEP)
         emit = Emitter(graph)
         ours: dict[str, Step] = {

@@ -35,7 +35,8 @@ def check_name(what: str, given: Any, valid: Iterable[str]) -> None:
     """Raise a ValueError that names `given` and the nearest valid name, unless it is one."""
     names = list(valid)
     if given not in names:
-        rest = f"; {what}s are {_listed(names)}" if len(names) < 20 else ""
+        plural = f"{what}es" if what.endswith("s") else f"{what}s"
+        rest = f"; {plural} are {_listed(names) or 'none'}" if len(names) < 20 else ""
         raise ValueError(f"unknown {what} {given!r}{_nearest(str(given), names)}{rest}")
 
 

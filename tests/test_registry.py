@@ -40,7 +40,7 @@ def test_order_is_that_of_before_and_after_and_else_of_registration() -> None:
     register_pass(name="first", before="mean_center")(nothing)
     register_pass(name="between", after="mean_center", before=["hadamard"])(nothing)
     register_pass(name="second", after="first", before="mean_center")(nothing)
-    expected = ["first", "second", "mean_center", "between", "hadamard", "quantize_fp4", "last"]
+    expected = ["first", "second", "mean_center", "between", "hadamard", "quantize_fp4", "numerics", "last"]
     assert pass_names("joint") == expected
     assert pass_names() == [*expected, "to_carriers", "plan_memory"]
 
@@ -49,7 +49,7 @@ def test_a_cycle_is_refused_and_leaves_what_was_there() -> None:
     register_pass(name="a", after="quantize_fp4")(nothing)
     with pytest.raises(ValueError, match=r"joint passes cannot be ordered: .* before .* before"):
         register_pass(name="b", after="a", before="mean_center")(nothing)
-    assert pass_names("joint") == ["mean_center", "hadamard", "quantize_fp4", "a"]
+    assert pass_names("joint") == ["mean_center", "hadamard", "quantize_fp4", "numerics", "a"]
 
 
 def test_a_pass_may_name_one_that_is_registered_later_but_not_one_that_never_is() -> None:

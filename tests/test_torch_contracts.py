@@ -511,6 +511,32 @@ def test_a_frame_may_be_compiled_more_often_than_the_limit() -> None:
     assert compiled == 40
 
 
+def test_code_that_is_compiled_again_has_the_number_it_had() -> None:
+    frames: list[int] = []
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        frames.append(_torch.compiled_frame())
+        return gm.forward
+
+    torch.compiler.reset()
+    one = torch.compile(lambda x: x + 1, backend=backend, dynamic=False)
+    other = torch.compile(lambda x: x + 2, backend=backend, dynamic=False)
+    for function, size in ((one, 2), (other, 2), (one, 3)):
+        function(torch.ones(size))
+    assert frames[0] == frames[2] != frames[1]
+    assert min(frames) >= 0
+    assert _torch.compiled_frame() == -1  # nothing is compiled now
+
+
+def test_a_summary_writer_writes_scalars_or_says_that_there_is_no_tensorboard(tmp_path: Path) -> None:
+    try:
+        writer = _torch.summary_writer(str(tmp_path))
+    except ImportError:
+        return
+    writer.add_scalar("loss", 1.0, 0)
+    assert list(tmp_path.iterdir())
+
+
 def test_a_text_goes_into_the_structured_trace(tmp_path: Path) -> None:
     program = "from spectral_compile import _torch; _torch.trace_artifact('spectral_text', 'what it says')"
     environment = {**os.environ, "TORCH_TRACE": str(tmp_path)}

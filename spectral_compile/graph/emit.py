@@ -12,6 +12,8 @@ import torch.utils._pytree as pytree
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+PRODUCT = "spectral_product"  # in the metadata of a product, and of what takes its place: its layer and role
+
 _SAVE = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
 _INHERITED = (
     "partitioner_tag",
@@ -88,7 +90,7 @@ class Emitter:
         with self.graph.inserting_before(old):
             new = self.graph.call_function(target, args)
         self._annotate(new, old)
-        for key in ("original_aten", "from_node"):
+        for key in ("original_aten", "from_node", PRODUCT):
             if key in old.meta:
                 new.meta[key] = old.meta[key]
         before, after = old.meta["val"], new.meta["val"]

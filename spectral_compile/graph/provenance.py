@@ -92,7 +92,7 @@ def _forward(node: fx.Node, origin: dict[fx.Node, Origin]) -> Gemm:
     elif any(origin[x].product and origin[x].parameters and not origin[x].activation for x in (a, b)):
         gemm.note = "an operand is a product of parameters, as learned queries are: no weight of a linear"
     elif not weight_a and not weight_b:
-        gemm.note = "neither operand is computed from parameters alone"
+        gemm.note = "neither operand is computed from parameters alone (a buffer, say a mask on a weight, is data)"
     elif not (origin[a].activation or origin[b].activation):
         gemm.note = "no operand is an activation"
     else:

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from spectral_compile.formats import FORMATS
-from spectral_compile.graph.emit import Emitter
+from spectral_compile.graph.emit import PRODUCT, Emitter
 from spectral_compile.passes.operand import transpose
 
 aten = torch.ops.aten
@@ -123,7 +123,7 @@ def _lower(emit: Emitter, node: fx.Node, kept: set[fx.Node]) -> None:
     matrices = (transpose(emit, a, not a_k_last), transpose(emit, b, b_k_last))
 
     value = emit.call(aten.mm.default, matrices, like=node)
-    value.meta[LOWERED_FROM] = node.name
+    value.meta |= {LOWERED_FROM: node.name, PRODUCT: node.meta.get(PRODUCT, "")}
     value = emit.call(prims.convert_element_type.default, (value, torch.float32), like=node)
     for scale in (a_scale, b_scale):  # one by one: their product may underflow
         value = value if scale is None else emit.call(aten.mul.Tensor, (value, scale), like=node)

@@ -1,10 +1,12 @@
 """Running the rewritten graph operator by operator: no Inductor, no C++ compiler; for debuggers and most tests."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
 
+from spectral_compile import registry
 from spectral_compile._torch import aot_autograd, min_cut_rematerialization_partition, select_decomp_table
 from spectral_compile.pipeline import PassManager, notify
 from spectral_compile.report.sizes import mark_user_outputs
@@ -14,6 +16,8 @@ def compile_eager(
     gm: fx.GraphModule, example_inputs: Sequence[Any], joint_pass: PassManager | None
 ) -> Callable[..., Any]:
     """AOTAutograd, `joint_pass` on the joint graph, the same partitioner as Inductor's, then an interpreter."""
+    if registry.has_registered("post_grad"):
+        warnings.warn("spectral: passes of stage 'post_grad' do not run with codegen 'eager'", stacklevel=2)
 
     def rewrite(graph_module: fx.GraphModule) -> None:
         if joint_pass is not None:

@@ -31,19 +31,19 @@ _lock = threading.Lock()  # autograd runs backwards on threads of its own
 class Session:
     """Of one compiled graph: of the training calls of each module that runs it, every so many are measured."""
 
-    def __init__(self, every: int, file: Path | None, tensorboard: str) -> None:
+    def __init__(self, every: int, files: Sequence[Path] = (), tensorboard: str = "") -> None:
         self.every = every
         self.frame = compiled_frame()
         self.number = len(_sessions)
         _sessions.append(self)
-        self._file = file if file is None or not _rank() else file.with_stem(f"{file.stem}.rank{_rank()}")
+        self._files = [file.with_stem(f"{file.stem}.rank{_rank()}") if _rank() else file for file in files]
         self._writer = _writer(tensorboard) if tensorboard else None
         self._modules: dict[int, int] = {}  # in the order in which they came to run this graph
         self._seen: dict[tuple[int, tuple[str, ...]], deque[int]] = {}  # the calls that an operand was measured in last
-        if self._file is not None:
+        for file in self._files:
             try:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.touch()
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
             except OSError as error:
                 raise SpectralValueError(f"Numerics(file={str(file)!r}) cannot be written: {error}") from None
 
@@ -80,9 +80,9 @@ class Session:
                 if line.get(column) is not None:
                     tag = f"spectral/{column}/{line['layer']}/{line['role']}/{line['operand']}"
                     self._writer.add_scalar(tag, line[column], call)  # type: ignore[union-attr]
-        if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+        for file in self._files:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def record(step: Tensor, where: Sequence[str], find: Callable[[], Mapping[str, Any]]) -> None:
@@ -129,7 +129,8 @@ class Measurements:
         return len(self.rows)
 
     def __rich__(self) -> Table:
-        table = Table(title=f"numerics of {len(self.rows)} operands and products")
+        nothing = "nothing was measured yet: is option numerics set, and was there a call with a backward?"
+        table = Table(title=f"numerics of {len(self.rows)} operands and products" if self.rows else nothing)
         for heading in ("layer", "role", "operand", "step"):
             table.add_column(heading)
         for heading in _COLUMNS:

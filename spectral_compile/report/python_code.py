@@ -1,4 +1,4 @@
-"""A graph as a Python file that runs: with each line's shape and the pass that made it."""
+"""A graph as a Python file that runs: with each line's shape, its layer or product, and the pass that made it."""
 
 import re
 from collections.abc import Mapping
@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from spectral_compile.graph.emit import PRODUCT
+from spectral_compile.graph.provenance import layer_path
 
 MADE_BY = "spectral_pass"  # in a node's metadata
 
@@ -70,7 +73,8 @@ def _annotated(line: str, nodes: Mapping[str, fx.Node]) -> str:
     if node is None:
         return line
     made_by = node.meta.get(MADE_BY)
-    return f"{line}  # {describe(node.meta.get('val'))}{f', by {made_by}' if made_by else ''}"
+    told = (describe(node.meta.get("val")), node.meta.get(PRODUCT) or layer_path(node), made_by and f"by {made_by}")
+    return f"{line}  # {', '.join(filter(None, told))}"
 
 
 def describe(value: Any) -> str:

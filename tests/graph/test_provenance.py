@@ -166,7 +166,7 @@ def test_a_weight_masked_by_a_buffer_is_not_claimed_to_be_a_weight() -> None:
     layer = nn.Linear(24, 8)
     prune.l1_unstructured(layer, "weight", 0.5)
     captured = capture(layer, needs_grad(40, 24))
-    note = "neither operand is computed from parameters alone"
+    note = "neither operand is computed from parameters alone (a buffer, say a mask on a weight, is data)"
     assert [row.reason for row in captured.plan.rows] == [note, f"backward of: {note}", f"backward of: {note}"]
 
 

@@ -148,7 +148,7 @@ def test_a_mask_that_is_a_parameter_leaves_a_weight_a_weight(plans, is_parameter
     torch.compile(Masked(), backend="spectral", options=PLAIN)(torch.randn(64, 32)).norm().backward()
     fprop, wgrad = plans[0].rows
     assert fprop.quantized is wgrad.quantized is is_parameter
-    assert is_parameter or fprop.reason == "neither operand is computed from parameters alone"
+    assert is_parameter or fprop.reason.startswith("neither operand is computed from parameters alone")
 
 
 def test_parameters_handed_over_by_functional_call(plans):

@@ -112,4 +112,4 @@ def test_two_processes_train_one_model(ranks, way, quantized):
     for result in (first, second):
         assert result["losses"][-1] < 0.6 * result["losses"][0]
     if not quantized:
-        assert "neither operand is computed from parameters alone" in first["reasons"]
+        assert any("neither operand is computed from parameters alone" in reason for reason in first["reasons"])

@@ -21,7 +21,7 @@ def _nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_so_many_training_calls_are_measured_and_no_others() -> None:
-    session = Session(3, None, "")
+    session = Session(3)
     steps = [session.step(training) for training in (True, False, True, True, True, False, True)]
     assert [None if is_idle(step) else int(step[0]) for step in steps] == [0, None, None, None, 3, None, None]
 
@@ -29,7 +29,7 @@ def test_every_so_many_training_calls_are_measured_and_no_others() -> None:
 def test_lines_of_json_one_for_each_operand_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "_latest", {})
     file = tmp_path / "new" / "numerics.jsonl"
-    session = Session(1, file, "")
+    session = Session(1, [file])
     assert file.read_text() == ""
     shared = [where("q", "fprop", "activation"), where("k", "fprop", "activation")]
     for training_step in (session.step(True), session.step(True)):
@@ -48,7 +48,7 @@ def test_lines_of_json_one_for_each_operand_once_a_step(tmp_path: Path, monkeypa
 
 
 def test_two_graphs_do_not_mix(tmp_path: Path) -> None:
-    first, second = (Session(1, tmp_path / name, "") for name in ("first", "second"))
+    first, second = (Session(1, [tmp_path / name]) for name in ("first", "second"))
     step = first.step(True)
     record(second.step(True), [where("b", "fprop", "weight")], lambda: {"amax": 1.0})
     record(step, [where("a", "fprop", "weight")], lambda: {"amax": 1.0})
@@ -67,7 +67,7 @@ def test_scalars_for_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sessions, "summary_writer", Writer)
     monkeypatch.setattr(sessions, "_writers", {})
-    session = Session(1, None, "runs/one")
+    session = Session(1, (), "runs/one")
     record(session.step(True), [where("up", "wgrad", "gradient")], lambda: {"snr_db": 17.0, "amax": None})
     assert Writer.scalars == [("spectral/snr_db/up/wgrad/gradient", 17.0, 0)]
 
@@ -76,13 +76,13 @@ def test_without_tensorboard_the_message_says_what_to_install(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(sessions, "_writers", {})
     with pytest.raises(ValueError, match="pip install tensorboard"):
-        Session(1, None, "runs/one")
+        Session(1, (), "runs/one")
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
-        Session(1, tmp_path / "taken" / "numerics.jsonl", "")
+        Session(1, [tmp_path / "taken" / "numerics.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_bad_settings(given: Any, says: str) -> None:
 
 
 def test_modules_that_share_code_are_counted_and_named_apart() -> None:
-    session = Session(2, None, "")
+    session = Session(2)
     blocks = [[torch.randn(2), torch.nn.Parameter(torch.randn(2))] for _ in range(3)]
     steps = [session.step(True, block).tolist() for _ in range(3) for block in blocks]
     assert [(call, module) for call, _, module in steps] == [
@@ -114,17 +114,17 @@ def test_modules_that_share_code_are_counted_and_named_apart() -> None:
 
 
 def test_the_count_goes_on_when_code_is_compiled_again() -> None:
-    first, again = Session(1, None, ""), Session(1, None, "")
+    first, again = Session(1), Session(1)
     assert [int(session.step(True)[0]) for session in (first, again, first)] == [0, 1, 2]
 
 
 def test_the_step_stays_on_the_host() -> None:
     with torch.device("meta"):
-        assert Session(1, None, "").step(True).device.type == "cpu"
+        assert Session(1).step(True).device.type == "cpu"
 
 
 def test_a_file_that_has_gone_is_a_warning_not_the_end_of_training(tmp_path: Path) -> None:
-    session = Session(1, tmp_path / "runs" / "numerics.jsonl", "")
+    session = Session(1, [tmp_path / "runs" / "numerics.jsonl"])
     shutil.rmtree(tmp_path / "runs")
     with pytest.warns(UserWarning, match="numerics could not be written: FileNotFoundError"):
         record(session.step(True), ["up\tfprop\tweight"], dict)

@@ -53,7 +53,10 @@ def test_each_line_has_its_shape_and_the_pass_that_made_it(tmp_path: Path) -> No
     lines = [line for line in text.splitlines() if "spectral.scaled_mm" in line]
     assert len(lines) == 2
     assert all(line.endswith(", by quantize_fp4") for line in lines)
-    assert any("f32[64, 32], by" in line for line in lines)
+    assert any("f32[64, 32], dgrad of the root module, by" in line for line in lines)
+    capture(nn.Sequential(nn.Linear(32, 16), nn.Tanh()), inputs(), dump=str(tmp_path / "named"))
+    before = (tmp_path / "named" / "000" / "joint_0_before.py").read_text()
+    assert sum("wgrad of 0" in line for line in before.splitlines()) == 1
     assert any("token_mean_nonzero" in line and "by mean_center" in line for line in text.splitlines())
     diff = (tmp_path / "000" / "joint_2_quantize_fp4.diff").read_text()
     assert any(line.startswith("-") and "split_mm" in line for line in diff.splitlines())
