@@ -10,8 +10,24 @@ from spectral_compile import config
 from spectral_compile.config import Options, parse_options
 from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Operand, QuantizeFP4, Rule
 
-ALL_OPTIONS = "'recipe', 'passes', 'exclude', 'rules', 'inference', 'codegen', 'carrier', 'dump', 'numerics',"
-    " 'disable', 'inductor'"
+ALL_OPTIONS = ", ".join(
+    map(
+        repr,
+        [
+            "recipe",
+            "passes",
+            "exclude",
+            "rules",
+            "inference",
+            "codegen",
+            "carrier",
+            "dump",
+            "numerics",
+            "disable",
+            "inductor",
+        ],
+    )
+)
 ALL_PASSES = "MeanCenter(...), Hadamard(...), QuantizeFP4(...)"
 ALL_RECIPES = ", ".join(map(repr, RECIPES))
 
