@@ -1,14 +1,13 @@
 """What is measured of one operand, and of one product: numbers, from tensors. Plain torch; runs every so many steps."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectral_compile.formats import FORMATS
 from spectral_compile.formats.hadamard import hadamard as hadamard_transform
-from spectral_compile.ops.center import center
 
 SAMPLE = 2**20  # elements; of larger operands that many are looked at, in rows evenly spread
 _FEWEST = 128  # rows
@@ -17,19 +16,20 @@ _CLIPPED = 1 + 2**-20  # beyond what a block holds by more than rounding
 spectral = torch.ops.spectral
 
 
+class Quantiser(NamedTuple):
+    """What `spectral::quantize` is told, beside its operand."""
+
+    seed: Tensor | None
+    format: str
+    scale: str
+    axis: int
+    tile_rows: int
+    hadamard: bool
+    stream: int
+
+
 def of_operand(
-    x: Tensor,
-    mean: Tensor | None,
-    rows: Tensor | None,
-    seed: Tensor | None,
-    format: str,
-    scale: str,
-    axis: int,
-    tile_rows: int,
-    hadamard: bool,
-    stream: int,
-    tensor_scale: Tensor,
-    token_axis: int,
+    x: Tensor, mean: Tensor | None, rows: Tensor | None, how: Quantiser, tensor_scale: Tensor, token_axis: int
 ) -> dict[str, float | None]:
     """Of x [M, K] as `spectral::quantize` is about to quantise it, which gave it `tensor_scale`.
 
@@ -39,23 +39,22 @@ def of_operand(
     the root mean square norm of tokens less it; of a weight, whose `token_axis` is negative, there is none. None stands
     for what is not defined.
     """
-    kind = FORMATS[format]
-    sample = sampled_rows(x, kind.block if axis == 0 or tile_rows > 1 else 1)
+    block = FORMATS[how.format].block
+    sample = sampled_rows(x, block if how.axis == 0 or how.tile_rows > 1 else 1)
     part, part_rows = x[sample], None if rows is None else rows[sample]
-    residual = part.to(torch.float32) if mean is None else center(part, mean, part_rows)
+    residual = part.to(torch.float32) if mean is None else spectral.center(part, mean, part_rows)
     known = tensor_scale * (448 * 6)  # so a sample is scaled as the whole is, to a rounding
-    how = (seed, format, scale, axis, tile_rows, hadamard, stream)
     codes, scales, part_scale = spectral.quantize(part, mean, part_rows, *how, known)
-    stored = hadamard_transform(residual, axis) if hadamard else residual
-    stored = stored if axis == 1 else stored.t()
-    error = spectral.dequantize(codes, scales, part_scale, format, *stored.shape) - stored
-    limits = _spread(scales.to(torch.float32) * (6 * _CLIPPED * part_scale), kind.block, tile_rows)
+    stored = hadamard_transform(residual, how.axis) if how.hadamard else residual
+    stored = stored if how.axis == 1 else stored.t()
+    error = spectral.dequantize(codes, scales, part_scale, how.format, *stored.shape) - stored
+    limits = _spread(scales.to(torch.float32) * (6 * _CLIPPED * part_scale), block, how.tile_rows)
     limits = limits[: stored.shape[0], : stored.shape[1]]
     clipped = ((stored.abs() > limits) & (limits > 0)).to(torch.float32).mean()
     return {
         "snr_db": _decibels(_power(stored), _power(error)),
         "clipped": _number(clipped + 0 * limits.sum()),  # NaN where the tensor is not finite
-        "amax": _number(_amax(x, mean, rows, axis, hadamard)),
+        "amax": _number(_amax(x, mean, rows, how)),
         **({} if token_axis < 0 else _means(x, part, residual, mean, rows, token_axis)),
     }
 
@@ -75,11 +74,11 @@ def sampled_rows(x: Tensor, chunk: int = 1) -> Any:
     return (starts[:, None] + torch.arange(chunk, device=x.device)).flatten()
 
 
-def _amax(x: Tensor, mean: Tensor | None, rows: Tensor | None, axis: int, hadamard: bool) -> Tensor:
-    if not hadamard:
+def _amax(x: Tensor, mean: Tensor | None, rows: Tensor | None, how: Quantiser) -> Tensor:
+    if not how.hadamard:
         return spectral.amax(x, mean, rows)
-    x = x if mean is None else center(x, mean, rows)
-    return hadamard_transform(x, axis).to(torch.bfloat16).abs().amax()
+    x = x if mean is None else spectral.center(x, mean, rows)
+    return hadamard_transform(x, how.axis).to(torch.bfloat16).abs().amax()
 
 
 def _means(

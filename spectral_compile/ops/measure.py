@@ -34,8 +34,8 @@ def measure(
     is a weight. step: of `measuring.sessions.Session`; where: the operands that are quantised so, by `sessions.where`.
     """
     if not sessions.is_idle(step) and x.numel():
-        how = (seed, format, scale, axis, tile_rows, hadamard, stream, tensor_scale, token_axis)
-        sessions.record(step, where, lambda: statistics.of_operand(x, mean, rows, *how))
+        how = statistics.Quantiser(seed, format, scale, axis, tile_rows, hadamard, stream)
+        sessions.record(step, where, lambda: statistics.of_operand(x, mean, rows, how, tensor_scale, token_axis))
     return tensor_scale.clone()
 
 

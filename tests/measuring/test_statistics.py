@@ -10,7 +10,7 @@ from torch import Tensor
 from spectral_compile import formats
 from spectral_compile.formats.hadamard import hadamard as transform
 from spectral_compile.measuring import statistics
-from spectral_compile.measuring.statistics import SAMPLE, cosine, of_operand, sampled_rows
+from spectral_compile.measuring.statistics import SAMPLE, Quantiser, cosine, of_operand, sampled_rows
 
 CASES = [
     ("nvfp4", "amax", 1, 1, False),
@@ -28,7 +28,7 @@ def measured(
     format, scale, axis, tile_rows, hadamard = case
     how = (mean, rows, None, format, scale, axis, tile_rows, hadamard, 0)
     tensor_scale = torch.ops.spectral.quantize(x, *how)[2]
-    return of_operand(x, *how, tensor_scale, token_axis=0)
+    return of_operand(x, *how[:2], Quantiser(*how[2:]), tensor_scale, token_axis=0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -109,8 +109,10 @@ def test_tokens_may_lie_along_columns() -> None:
     how = (None, None, None, "nvfp4", "amax", 0, 1, False, 0)
     tensor_scale = torch.ops.spectral.quantize(x, *how)[2]
     along_rows = measured(x.t(), CASES[0])["mean_to_deviation"]
-    assert of_operand(x, *how, tensor_scale, token_axis=1)["mean_to_deviation"] == pytest.approx(along_rows, rel=1e-5)
-    assert "mean_to_deviation" not in of_operand(x, *how, tensor_scale, token_axis=-1)
+    assert of_operand(x, *how[:2], Quantiser(*how[2:]), tensor_scale, token_axis=1)[
+        "mean_to_deviation"
+    ] == pytest.approx(along_rows, rel=1e-5)
+    assert "mean_to_deviation" not in of_operand(x, *how[:2], Quantiser(*how[2:]), tensor_scale, token_axis=-1)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(32, 32), torch.full((32, 32), float("inf")), torch.zeros(3, 16)], ids=str)
