@@ -38,10 +38,14 @@ def manual_seed(seed: int | None) -> None:
 def next_seed(device: torch.device) -> Tensor:
     """The next seed: int64 [], on `device`, made there without a copy from the host."""
     base = torch.initial_seed() if _state.base is None else _state.base
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    word = _mix(_mix(_mix(base) ^ _state.calls[base]) ^ rank)
+    word = _mix(_mix(_mix(base) ^ _state.calls[base]) ^ rank())
     _state.calls[base] += 1
     return torch.full((), word - (1 << 63), dtype=torch.int64, device=device)
+
+
+def rank() -> int:
+    """This process's number among those that train together; 0 where it is alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _mix(word: int) -> int:

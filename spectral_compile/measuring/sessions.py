@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from spectral_compile._torch import compiled_frame, summary_writer
 from spectral_compile.errors import SpectralValueError, harmless
+from spectral_compile.randomness import rank
 
 WIDTH = 150
 _IDLE = -1
@@ -36,7 +36,7 @@ class Session:
         self.frame = compiled_frame()
         self.number = len(_sessions)
         _sessions.append(self)
-        self._files = [file.with_stem(f"{file.stem}.rank{_rank()}") if _rank() else file for file in files]
+        self._files = [file.with_stem(f"{file.stem}.rank{rank()}") if rank() else file for file in files]
         self._writer = _writer(tensorboard) if tensorboard else None
         self._modules: dict[int, int] = {}  # in the order in which they came to run this graph
         self._seen: dict[tuple[int, tuple[str, ...]], deque[int]] = {}  # the calls that an operand was measured in last
@@ -165,13 +165,9 @@ def _names(name: str, module: int) -> dict[str, str]:
     return {"layer": f"{layer} (module {module + 1})" if module else layer, "role": role, "operand": operand}
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
 def _writer(folder: str) -> Any:
     """One for each folder, however many graphs write there."""
-    folder = f"{folder}/rank{_rank()}" if _rank() else folder
+    folder = f"{folder}/rank{rank()}" if rank() else folder
     if folder not in _writers:
         try:
             _writers[folder] = summary_writer(folder)

@@ -8,20 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spectral_compile.pipeline import observe
 from tests.integration.models import Block, TinyLM, gradients, tokens
 
 IDENTITY = {"codegen": "eager", "recipe": "identity"}  # everything rewritten, nothing rounded
 PLAIN = {"codegen": "eager", "recipe": "nvfp4-plain"}
-
-
-@pytest.fixture
-def plans():
-    """The plans of all graphs compiled during the test."""
-    seen = []
-    stop = observe(lambda stage, graph, plan: seen.append(plan) if stage == "joint" else None)
-    yield seen
-    stop()
 
 
 class Stack(nn.Module):

@@ -7,19 +7,9 @@ import torch
 from torch._dynamo.utils import counters
 
 import spectral_compile
-from spectral_compile.pipeline import observe
 from tests.integration.models import TinyLM, gradients, loss_and_gradients, tokens
 
 EAGER = {"codegen": "eager"}
-
-
-@pytest.fixture
-def plans():
-    """The plans of all graphs compiled during the test."""
-    seen = []
-    stop = observe(lambda stage, graph, plan: seen.append(plan) if stage == "joint" else None)
-    yield seen
-    stop()
 
 
 def compiled(model, **options):
