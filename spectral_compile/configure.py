@@ -67,6 +67,7 @@ _of_function: ContextVar[Configuration | None] = ContextVar("spectral_configurat
 _annotated: dict[str, Configuration] = {}  # by what annotates nodes: a key for each, so that nested ones all stay
 _modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
 _changes = 0
+_any_module = False
 
 
 def configure(
@@ -136,12 +137,16 @@ def enclosing(module: nn.Module) -> list[nn.Module]:
 
 def remember(module: nn.Module) -> None:
     """Know a configured module that was not configured itself: a copy of one that was."""
+    global _any_module
     _modules[str(id(module))] = module
+    _any_module = True
 
 
 def any_module() -> bool:
-    """Whether any module, beside classes, is configured."""
-    return bool(_modules)
+    """Whether any module, beside classes, was ever configured: what is asked at each call must not depend on when the
+    garbage collector takes the last one, or code would be compiled anew at some call.
+    """
+    return _any_module
 
 
 def inside_configured() -> Iterator[nn.Module]:
@@ -171,7 +176,7 @@ def _attach(target: Any, own: Configuration) -> Any:
         holder = target._orig_mod if hasattr(target, "_orig_mod") else target  # of a module that is compiled
         setattr(holder, ATTRIBUTE, own.inside(holder.__dict__.get(ATTRIBUTE)))
         if isinstance(holder, nn.Module):
-            _modules[str(id(holder))] = holder
+            remember(holder)
         _changes += 1
         return target
     if not callable(target):

@@ -1,6 +1,7 @@
 """Settings on functions, module classes and modules: for which products they are, in which order, and when anew."""
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -219,6 +220,18 @@ def test_configuring_a_module_later_compiles_anew_and_configuring_another_does_n
         compiled(x())
         compiled(x())
     assert [len(plan.quantized) for plan in plans] == [6, 3]
+
+
+def test_a_configured_module_that_dies_compiles_nothing_anew() -> None:
+    other = Outer()
+    spectral.exclude(other.first)
+    compiled = torch.compile(Outer(), backend="spectral", options=OPTIONS)
+    with Compiles() as plans:
+        compiled(x())
+        del other
+        gc.collect()
+        compiled(x())
+    assert len(plans) == 1
 
 
 def test_a_copy_of_a_configured_module_is_configured_and_checkpoints_do_not_change() -> None:
