@@ -21,7 +21,7 @@ ARCHITECTURES = (80, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Compiled:
-    """ptx: the assembly. registers, spilled: of a thread, and bytes of it that went to memory. shared: bytes a block."""
+    """ptx: assembly. registers, spilled: of a thread, and bytes of it that went to memory. shared: bytes a block."""
 
     ptx: str
     registers: int
