@@ -23,7 +23,7 @@ from spectral_compile.errors import SpectralRuntimeError
 from spectral_compile.graph.emit import PRODUCT, Emitter
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.graph.provenance import trace
-from spectral_compile.graph.verify import holds_spectral_operators, verify
+from spectral_compile.graph.verify import holds_spectral_operators, verify, without_value
 from spectral_compile.lowering.carriers import to_carriers
 from spectral_compile.lowering.planned import plan_memory
 from spectral_compile.passes.hadamard import hadamard
@@ -136,9 +136,10 @@ class PostGradPasses:
 
     def _rewrite(self, graph: fx.Graph) -> None:
         for name, step in self.steps:
+            known = without_value(graph)
             with watched(name, graph, self.dump):
                 _apply(name, step, graph)
-            verify(graph, after=name)
+            verify(graph, after=name, known=known)
         if self.dump is not None:
             self.dump.part(graph)
 

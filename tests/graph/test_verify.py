@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from spectral_compile.graph.verify import holds_spectral_operators, verify
+from spectral_compile.graph.verify import holds_spectral_operators, verify, without_value
 from tests.capture import capture
 
 aten = torch.ops.aten
@@ -38,6 +38,7 @@ def test_a_node_without_a_value_is_refused() -> None:
     del y.meta["val"]
     with pytest.raises(AssertionError, match="pass mine left relu_default without"):
         verify(graph, after="mine")
+    verify(graph, after="mine", known=without_value(graph))  # it was so before
 
 
 def test_our_operators_operands_need_values_too() -> None:
