@@ -35,7 +35,7 @@ from spectral_compile.measuring.sessions import Session
 from spectral_compile.pipeline import SEED, STEP, PassManager, PostGradPasses, steps
 from spectral_compile.randomness import next_seed
 from spectral_compile.recipes import QuantizeFP4
-from spectral_compile.report.dump import Dump
+from spectral_compile.report.dump import Dump, Traced
 from spectral_compile.report.folder import NUMERICS
 from spectral_compile.rules import without_effect
 from spectral_compile.scopes import Scopes
@@ -69,7 +69,8 @@ def spectral(
 
     settings = scopes.gather(gm, parsed)
     _check_together(settings)
-    _apply_to_dynamo_graph(gm, settings.base)
+    traced = Traced(gm) if parsed.dump else None
+    _apply_to_dynamo_graph(gm, settings.base, traced)
     facts = graph_facts.gather(gm, example_inputs)
     if not facts.has_weights_that_multiply or not _anything_to_do(settings):
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
@@ -78,7 +79,7 @@ def spectral(
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
     _warn_of_rules_without_effect(settings.base, facts)
-    dump = _new_dump(gm, parsed)
+    dump = _new_dump(traced, parsed)
     own = _own_inputs(settings, _device(example_inputs), dump)
     manager = PassManager(facts, settings, {name: len(example_inputs) + i for i, name in enumerate(own)}, dump)
     with _more_inputs(gm, own):
@@ -134,14 +135,14 @@ def _compile(
     return compile_fx(gm, example_inputs, compile_part, config_patches=patches)  # type: ignore[return-value]
 
 
-def _new_dump(gm: fx.GraphModule, options: Options) -> Dump | None:
-    if not options.dump:
+def _new_dump(traced: Traced | None, options: Options) -> Dump | None:
+    if traced is None:
         return None
     try:
         dump = Dump(Path(options.dump))
     except OSError as error:
         raise SpectralValueError(f"option 'dump': {options.dump!r} is no folder to write to: {error}") from None
-    dump.begin(gm.graph, options)
+    dump.begin(traced, options)
     return dump
 
 
@@ -178,13 +179,14 @@ def _check_together(settings: Scopes) -> None:
             raise SpectralValueError(str(error)) from None
 
 
-def _apply_to_dynamo_graph(gm: fx.GraphModule, options: Options) -> None:
-    for _, step in steps("dynamo", options, {}):
-        for module in gm.modules():  # checkpointed regions are graphs of their own
-            if isinstance(module, fx.GraphModule):
-                step(module.graph)
-                module.graph.lint()
-                module.recompile()
+def _apply_to_dynamo_graph(gm: fx.GraphModule, options: Options, traced: Traced | None) -> None:
+    for name, step in steps("dynamo", options, {}):
+        with contextlib.nullcontext() if traced is None else traced.watched(name):
+            for module in gm.modules():  # checkpointed regions are graphs of their own
+                if isinstance(module, fx.GraphModule):
+                    step(module.graph)
+                    module.graph.lint()
+                    module.recompile()
 
 
 @contextlib.contextmanager

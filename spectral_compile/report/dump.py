@@ -1,6 +1,6 @@
 """Dumps: a folder for each compiled graph, with what every pass made of it, as files to read, compare and run.
 
-dynamo.py              the program as traced
+dynamo.py              the program as traced; dynamo_1_mine.py, dynamo_1_mine.diff after a pass on it
 joint_0_before.py      forward and backward together, and after each pass that changed it:
 joint_1_mean_center.py, joint_1_mean_center.diff ...
 forward.py, backward.py        apart, as Inductor gets them
@@ -14,7 +14,6 @@ report.html            all of it, to look at in a browser
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,8 @@ from spectral_compile.graph.verify import holds_spectral_operators
 from spectral_compile.plan import Plan
 from spectral_compile.report import page, sizes
 from spectral_compile.report.folder import ABOUT, GRAPHS, MEMORY
-from spectral_compile.report.python_code import MADE_BY, plain_copy, python_file
+from spectral_compile.report.python_code import plain_copy, python_file
+from spectral_compile.report.rewrites import Rewrites, marked
 from spectral_compile.report.stages import stage as as_data
 
 
@@ -45,8 +45,7 @@ class Dump:
         directory.mkdir(parents=True, exist_ok=True)
         self.folder = _next_folder(directory)
         self.seconds: dict[str, float] = {}
-        self.last: tuple[str, str] = ("", "")  # name and text of the joint graph, as last written
-        self.count = 0
+        self.rewrites = Rewrites("joint", "joint_0_before.py", "Forward and backward")
         self.last_joint: fx.Graph | None = None  # the joint graph, until its backward was looked at
         self.products: Sequence[str] = ()
         self.parameters: dict[str, str] = {}  # the user's name of each input that is one
@@ -54,9 +53,12 @@ class Dump:
         self.memory: dict[str, Any] = {}
 
     @harmless("a dump")
-    def begin(self, graph: fx.Graph, options: Any) -> None:
-        """What is compiled, and how; and the program as traced. (Not to be run alone: it reads what Dynamo read.)"""
-        self._write("dynamo.py", str(graph.python_code("self").src).lstrip())
+    def begin(self, traced: "Traced", options: Any) -> None:
+        """What is compiled, and how; and the program as traced."""
+        for name, text in traced.files.items():
+            self._write(name, text)
+        for name, seconds in traced.seconds.items():
+            self.timing(name, seconds)
         models = [type(module).__qualname__ for module in root_frame_modules().values()]
         said = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
         about = {
@@ -73,23 +75,16 @@ class Dump:
         """The joint graph before any pass, or after one; nothing is written where a pass changed nothing. products: the
         node that each row of the plan is now.
         """
-        name = f"joint_{self.count}_{stage}.py"
-        when = f"after {stage}" if self.count else "before any pass"
-        text = python_file(graph, name, f"Forward and backward, {when}.")
-        body = _body(text)
-        before, previous = self.last
+        before_any = not self.rewrites.count
+        files = self.rewrites.files(stage, graph)
         self.last_joint, self.products = graph, products
-        if body == previous:
+        if not files:
             return
-        if not self.count:
+        if before_any:
             self._saved_without(graph)
-        self._write(name, text)
-        if before:
-            lines = difflib.unified_diff(previous.splitlines(), body.splitlines(), before, name, lineterm="", n=2)
-            self._write(name.replace(".py", ".diff"), "\n".join(lines) + "\n")
-        self._add_stage(name, "joint", graph, stage if self.count else "")
-        self.last = (name, body)
-        self.count += 1
+        for name, text in files.items():
+            self._write(name, text)
+        self._add_stage(self.rewrites.name, "joint", graph, "" if before_any else stage)
 
     @harmless("a dump")
     def rewritten(self) -> None:
@@ -172,20 +167,41 @@ class Dump:
         trace_artifact(f"spectral_{self.folder.name}_{name}", text)
 
 
+class Traced:
+    """What will be dumped of a Dynamo graph, while it is not known yet whether there is anything to compile in it."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.rewrites = Rewrites("dynamo", "dynamo.py", "The program as Dynamo traced it")
+        self.files: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self._add("")
+
+    @contextlib.contextmanager
+    def watched(self, name: str) -> Iterator[None]:
+        """While pass `name` runs."""
+        begin = time.perf_counter()
+        with marked(name, [module.graph for module in self.gm.modules() if isinstance(module, fx.GraphModule)]):
+            yield
+        self.seconds[name] = time.perf_counter() - begin
+        self._add(name)
+
+    @harmless("a dump")
+    def _add(self, stage: str) -> None:
+        self.files |= self.rewrites.files(stage, self.gm.graph)
+
+
 @contextlib.contextmanager
 def watched(name: str, graph: fx.Graph, dump: Dump | None) -> Iterator[None]:
     """While pass `name` runs: how long it takes, and which nodes it makes. Without a dump nothing."""
     if dump is None:
         yield
         return
-    before, begin = set(graph.nodes), time.perf_counter()
-    with replacements(graph) as replaced:
+    begin = time.perf_counter()
+    with replacements(graph) as replaced, marked(name, [graph]):
         yield
     dump.timing(name, time.perf_counter() - begin)
     dump.replaced.update({old: (new, name) for old, new in replaced.items()})
-    for node in graph.nodes:
-        if node not in before:
-            node.meta[MADE_BY] = name
 
 
 def _is_tangent(node: fx.Node) -> bool:
@@ -202,11 +218,6 @@ def _next_folder(directory: Path) -> Path:
             number += 1
         else:
             return folder
-
-
-def _body(text: str) -> str:
-    """Without the title, which differs in every file."""
-    return text.partition("import torch\n")[2]
 
 
 def _plain(provenance: Provenance) -> nx.DiGraph:

@@ -2,14 +2,18 @@
 
 import ast
 import json
+import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from spectral_compile import register_pass, unregister_pass
 from spectral_compile.report.python_code import python_file, short
@@ -74,6 +78,60 @@ def test_every_graph_runs(tmp_path: Path, dynamic: bool) -> None:
         assert "torch.float32 (64, 16)" in run.stdout or name == "backward.py"
 
 
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0]
+
+
+class Everything(nn.Module):
+    """What a traced graph may hold beside operators: regions, constants, contexts, random numbers, permuted inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.1))
+        self.down = nn.Linear(32, 16)
+        self.table = torch.randn(20, 16)
+        self.strength = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.block, x, use_reentrant=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.down(x)
+        self_ = Doubled.apply(y.float()) * self.strength  # type: ignore[no-untyped-call]
+        chosen = self_[:, torch.tensor([0, 2, 5])] + torch.tensor([[1.0, math.inf, 3.0]])
+        return (chosen.t() @ chosen + self.table.sum()).clamp(max=10.0)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_whatever_a_graph_holds_its_files_run(tmp_path: Path, dynamic: bool) -> None:
+    capture(Everything(), inputs(), dump=str(tmp_path), dynamic=dynamic)
+    files = sorted(tmp_path.glob("*/*.py"))
+    *begun_anew, folder = sorted(tmp_path.iterdir())
+    assert names(folder) == EXPECTED
+    assert len(begun_anew) == dynamic  # AOTAutograd finds that a dynamic number is needed as one, and stops
+    for file in files:
+        runpy.run_path(str(file), run_name="__main__")
+    program = (folder / "dynamo.py").read_text()
+    assert "torch.utils.checkpoint.checkpoint(wrap_body_0, " in program
+    assert dynamic or "f32[64, 32], block.0" in program
+
+
+def test_the_file_of_a_program_computes_what_the_program_does(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(32, 16), nn.Tanh())
+    capture(model, inputs(), dump=str(tmp_path))
+    file = runpy.run_path(str(tmp_path / "000" / "dynamo.py"))
+    x, weight, bias = sorted(file["inputs"](), key=lambda value: -value.numel())
+    model.load_state_dict({"0.weight": weight, "0.bias": bias})
+    (got,) = file["forward"](*file["inputs"]())
+    assert torch.equal(got, model(x))
+
+
 def test_a_file_computes_what_its_graph_does(tmp_path: Path) -> None:
     captured = capture(nn.Linear(32, 16), inputs(), recipe="nvfp4-plain")
     file = tmp_path / "final.py"
@@ -123,6 +181,31 @@ def test_users_passes_are_dumped_like_ours(tmp_path: Path) -> None:
     finally:
         unregister_pass("users_own")
     assert "by users_own" in (tmp_path / "000" / "joint_2_users_own.py").read_text()
+
+
+def test_passes_on_the_program_are_dumped_too(tmp_path: Path) -> None:
+    @register_pass(name="users_own", stage="dynamo")
+    def squared(graph: fx.Graph, options: object) -> None:
+        for relu in graph.find_nodes(op="call_function", target=torch.relu):
+            with graph.inserting_after(relu):
+                new = graph.call_function(torch.square, (relu,))
+            new.meta = {**relu.meta}
+            relu.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+
+    model = nn.Sequential(nn.Linear(32, 16), nn.Tanh())
+    try:
+        capture(model, inputs(), dump=str(tmp_path / "unchanged"))
+        capture(lambda x: torch.relu(model(x)), inputs(), dump=str(tmp_path))
+    finally:
+        unregister_pass("users_own")
+    assert names(tmp_path / "unchanged" / "000") == EXPECTED
+    folder = tmp_path / "000"
+    assert names(folder) == EXPECTED | {"dynamo_1_users_own.py", "dynamo_1_users_own.diff"}
+    assert "torch.square" not in (folder / "dynamo.py").read_text()
+    (line,) = [line for line in (folder / "dynamo_1_users_own.py").read_text().splitlines() if "torch.square" in line]
+    assert line.endswith("# f32[64, 16], by users_own")
+    runpy.run_path(str(folder / "dynamo_1_users_own.py"), run_name="__main__")
+    assert "users_own" in json.loads((folder / "timings.json").read_text())
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
