@@ -50,7 +50,7 @@ class Options:
     inference: Literal["quantized", "high-precision"] = "quantized"
     codegen: Literal["inductor", "eager"] = "inductor"
     carrier: Literal["auto", "bf16", "fp32"] = "auto"
-    dump: str = ""
+    dump: str = field(default="", metadata={"expected": "the path of a folder to write to"})
     numerics: Numerics | None = field(default=None, metadata={"expected": "Numerics(...), or its `every`"})
     disable: tuple[str, ...] = field(default=(), metadata={"expected": "a list of names of passes"})
     inductor: tuple[tuple[str, Any], ...] = field(default=(), metadata={"expected": "a dict of Inductor's options"})
@@ -101,6 +101,8 @@ def parse_options(options: Mapping[str, Any] | None, together: bool = True) -> O
             check_name("option", key, [f.name for f in dataclasses.fields(Options)])
         disabled = disabled_by_environment()
         if disabled != (ALL,) and isinstance(given.get("disable", ()), tuple):
+            for name in disabled:
+                check_name("pass in SPECTRAL_DISABLE", name, pass_names())
             given["disable"] = (*given.get("disable", ()), *disabled)
         if isinstance(given.get("dump"), os.PathLike):
             given["dump"] = os.fspath(given["dump"])

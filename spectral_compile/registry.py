@@ -4,7 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import networkx as nx
 from torch import fx
@@ -35,16 +35,35 @@ class Registered:
 _registered: dict[str, Registered] = {}
 
 
+@overload
+def register_pass(function: _Function, /) -> _Function: ...
+
+
+@overload
 def register_pass(
+    function: None = None,
+    /,
     *,
     stage: Stage = "joint",
     name: str | None = None,
     before: str | Iterable[str] = (),
     after: str | Iterable[str] = (),
     version: object = None,
-) -> Callable[[_Function], _Function]:
-    """Decorator: run `function(graph, options)` in every graph that this backend rewrites; in stage "dynamo" in every
-    graph that it is given, and in those of checkpointed regions.
+) -> Callable[[_Function], _Function]: ...
+
+
+def register_pass(
+    function: Any = None,
+    /,
+    *,
+    stage: Stage = "joint",
+    name: str | None = None,
+    before: str | Iterable[str] = (),
+    after: str | Iterable[str] = (),
+    version: object = None,
+) -> Any:
+    """Decorator, bare or with settings: run `function(graph, options)` in every graph that this backend rewrites; in
+    stage "dynamo" in every graph that it is given, and in those of checkpointed regions.
 
     The function changes a `torch.fx.Graph` in place; options are `spectral_compile.config.Options`.
 
@@ -57,6 +76,8 @@ def register_pass(
     alone does not show, such as a constant elsewhere; needed where there is no source. Raises ValueError for a stage
     that is none, an order that cannot be, or a name of ours.
     """
+    if function is not None and not callable(function):
+        raise ValueError(f"a pass is a function of a graph and options, not {function!r}")
     check_name("stage", stage, get_args(Stage))
 
     def register(function: _Function) -> _Function:
@@ -75,7 +96,7 @@ def register_pass(
             raise
         return function
 
-    return register
+    return register if function is None else register(function)
 
 
 def unregister_pass(name: str) -> None:

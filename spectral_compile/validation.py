@@ -35,7 +35,8 @@ def check_name(what: str, given: Any, valid: Iterable[str]) -> None:
     """Raise a ValueError that names `given` and the nearest valid name, unless it is one."""
     names = list(valid)
     if given not in names:
-        plural = f"{what}es" if what.endswith("s") else f"{what}s"
+        kind = what.partition(" in ")[0]
+        plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
         rest = f"; {plural} are {_listed(names) or 'none'}" if len(names) < 20 else ""
         raise ValueError(f"unknown {what} {given!r}{_nearest(str(given), names)}{rest}")
 

@@ -178,5 +178,7 @@ def test_a_disabled_pass_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECTRAL_DISABLE", "mean_center")
     assert parse_options({"recipe": "averis", "disable": ["hadamard"]}).disable == ("hadamard", "mean_center")
     monkeypatch.setenv("SPECTRAL_DISABLE", "mean_centre")
-    with pytest.raises(ValueError, match=r"unknown pass 'mean_centre' \(did you mean 'mean_center'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"unknown pass in SPECTRAL_DISABLE 'mean_centre' \(did you mean 'mean_center'\?\)"
+    ):
         parse_options({})

@@ -1,6 +1,7 @@
 """Users' passes: their order, their names, what they see, and that caches and guards see them."""
 
 import functools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from spectral_compile import register_pass, registry, unregister_pass
+from spectral_compile import explain, register_pass, registry, unregister_pass
 from spectral_compile.registry import pass_names
 from tests.capture import capture, compiled_eagerly
 
@@ -36,11 +37,11 @@ def small() -> nn.Module:
 
 
 def test_order_is_that_of_before_and_after_and_else_of_registration() -> None:
-    register_pass(name="last")(nothing)
+    assert register_pass(nothing) is nothing
     register_pass(name="first", before="mean_center")(nothing)
     register_pass(name="between", after="mean_center", before=["hadamard"])(nothing)
     register_pass(name="second", after="first", before="mean_center")(nothing)
-    expected = ["first", "second", "mean_center", "between", "hadamard", "quantize_fp4", "numerics", "last"]
+    expected = ["first", "second", "mean_center", "between", "hadamard", "quantize_fp4", "numerics", "nothing"]
     assert pass_names("joint") == expected
     assert pass_names() == [*expected, "to_carriers", "plan_memory"]
 
@@ -74,6 +75,8 @@ def test_bad_registrations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pass 'partial' has no source .* version="):
         register_pass(name="partial")(functools.partial(nothing))
     register_pass(name="partial", version=1)(functools.partial(nothing))
+    with pytest.raises(ValueError, match="a pass is a function of a graph and options, not 'joint'"):
+        register_pass("joint")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="unknown registered pass 'other'"):
         unregister_pass("other")
 
@@ -169,3 +172,6 @@ def test_a_post_grad_pass_runs_on_both_graphs() -> None:
     x = torch.randn(64, 32, requires_grad=True)
     torch.compile(nn.Linear(32, 16), backend="spectral", options={"recipe": "nvfp4-plain"})(x).sum().backward()
     assert seen == [1, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explain(nn.Linear(32, 16), x)  # which runs none of them, and has nothing to warn of

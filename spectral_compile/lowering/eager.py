@@ -11,13 +11,15 @@ from spectral_compile._torch import aot_autograd, min_cut_rematerialization_part
 from spectral_compile.pipeline import PassManager, notify
 from spectral_compile.report.sizes import mark_user_outputs
 
+NO_POST_GRAD = "spectral: passes of stage 'post_grad' do not run with codegen 'eager'"
+
 
 def compile_eager(
     gm: fx.GraphModule, example_inputs: Sequence[Any], joint_pass: PassManager | None
 ) -> Callable[..., Any]:
     """AOTAutograd, `joint_pass` on the joint graph, the same partitioner as Inductor's, then an interpreter."""
     if registry.has_registered("post_grad"):
-        warnings.warn("spectral: passes of stage 'post_grad' do not run with codegen 'eager'", stacklevel=2)
+        warnings.warn(NO_POST_GRAD, stacklevel=2)
 
     def rewrite(graph_module: fx.GraphModule) -> None:
         if joint_pass is not None:

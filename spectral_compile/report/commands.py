@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from spectral_compile.errors import SpectralValueError
 from spectral_compile.report import doctor, page
 from spectral_compile.report.explain import WIDTH, explain
 from spectral_compile.report.folder import graph_folders
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "model", metavar="MODULE:FUNCTION", help="a function without arguments that returns a model and its inputs"
     )
     asked.add_argument("--options", type=_options, default={}, metavar="JSON", help='such as {"recipe": "mxfp4"}')
+    asked.add_argument("--autocast", choices=sorted(_AUTOCAST), help="the type under which the model trains, if any")
     asked.add_argument("--json", action="store_true", help="data in place of tables")
     shown = commands.add_parser("report", help="one HTML file that shows what became of a dumped graph")
     shown.add_argument("folder", type=Path, help="what a dump wrote: the folder of a graph, or of several")
@@ -60,13 +64,19 @@ def _report(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 def _explain(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     try:
         model, inputs = _made(given.model)
-        explanation = explain(model, *inputs, options=given.options)
+        with _autocast(inputs, given.autocast):
+            explanation = explain(model, *inputs, options=given.options)
     except ValueError as error:
         parser.error(str(error))
     if given.json:
         print(json.dumps(explanation.as_dict(), indent=2))
     else:
         _print(explanation)
+
+
+def _autocast(inputs: Sequence[Any], asked: str | None) -> torch.autocast:
+    device = next((value.device.type for value in inputs if isinstance(value, torch.Tensor)), "cpu")
+    return torch.autocast(device, _AUTOCAST.get(asked or ""), enabled=asked is not None)
 
 
 def _print(what: Any) -> None:

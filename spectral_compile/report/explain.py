@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import fx, nn
 
 from spectral_compile._torch import compiling_as_often_as_asked
 from spectral_compile.backend import spectral
+from spectral_compile.lowering.eager import NO_POST_GRAD
 from spectral_compile.pipeline import observe
 from spectral_compile.plan import GemmPlan, Plan
 from spectral_compile.report.kernels import kernels
@@ -121,7 +123,8 @@ def explain(
 
     stop = observe(seen)
     try:
-        with _left_as_it_was(target), compiling_as_often_as_asked():
+        with _left_as_it_was(target), compiling_as_often_as_asked(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=NO_POST_GRAD)  # they will run in earnest
             torch.compile(_as_another_function(target), backend=look)(*inputs, **named)
     finally:
         stop()

@@ -56,6 +56,10 @@ def test_explain_prints_a_table_or_data(capsys: pytest.CaptureFixture[str]) -> N
     main(["explain", "for_test_commands:small", "--json", "--options", '{"recipe": "mxfp4"}'])
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     assert graph["products"][0]["a"]["format"] == "mxfp4"
+    assert graph["products"][0]["dtype"] == "float32"
+    main(["explain", "for_test_commands:small", "--json", "--autocast", "bfloat16"])
+    (graph,) = json.loads(capsys.readouterr().out)["graphs"]
+    assert graph["products"][0]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,7 @@ def test_explain_prints_a_table_or_data(capsys: pytest.CaptureFixture[str]) -> N
         (["for_test_commands:missing"], "cannot be had"),
         (["for_test_commands:alone"], "returns Linear, not a pair"),
         (["for_test_commands:small", "--options", "{"], "not JSON"),
+        (["for_test_commands:small", "--autocast", "fp4"], "invalid choice: 'fp4'"),
         (["for_test_commands:small", "--options", "[]"], "not a JSON object"),
         (["for_test_commands:small", "--options", '{"recipe": "mxfp"}'], "did you mean 'mxfp4'?"),
     ],
