@@ -26,7 +26,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal $(ARGS)
 
 slow: $(VENV)/.dev  ## what takes minutes: left out of `make test`
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import settings
 # No deadline: the machine may be busy. No chance: a failure today is a failure tomorrow.
 settings.register_profile("spectral", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("spectral")
+
+# As many threads as there are processors, over all of the processes that run tests at once.
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(autouse=True)
