@@ -1,14 +1,13 @@
 """The last rewrite on a CPU: products of codes become products on their carrier, and what follows becomes Inductor's.
 
-    scaled_mm(quantize(x), quantize(w))  ->  mm(round(x), round(w)) * scale_x * scale_w + left (outer) right
+    scaled_mm(quantize(x), quantize(w))  ->  product(round(x), round(w), scale_x, scale_w, left (outer) right)
 
 Codes that leave the graph or come into it (they are saved for backward) stay codes, and `carry` makes values of them.
 The same values are multiplied by the same product and scaled in the same order. What it buys: no packing and unpacking
-in between; one search for the largest magnitude for both axes of a tensor, in the read that its mean takes; values that
-several products share; scales, bias and mean in one loop with what comes after.
+in between; one search for the largest magnitude for both axes of a tensor, in the read that its mean takes; and values
+that several products share.
 """
 
-import functools
 import operator
 from collections import Counter
 from typing import Any
@@ -17,15 +16,14 @@ import torch
 from torch import fx
 
 from spectral_compile.formats import FORMATS
-from spectral_compile.graph.emit import PRODUCT, Emitter
+from spectral_compile.graph.emit import Emitter
 from spectral_compile.passes.operand import transpose
 
-aten = torch.ops.aten
-prims = torch.ops.prims
 spectral = torch.ops.spectral
 
 LOWERED_FROM = "spectral_lowered_from"  # in the metadata of a product on its carrier: the name of its scaled_mm
 
+_PRODUCTS = (spectral.product.default, spectral.product_plus_row.default, spectral.product_plus_outer.default)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -121,20 +119,14 @@ def _lower(emit: Emitter, node: fx.Node, kept: set[fx.Node]) -> None:
     a, a_scale = _operand(emit, stored[:3], a_format, (m, k) if a_k_last else (k, m), dtype, kept)
     b, b_scale = _operand(emit, stored[3:], b_format, (n, k) if b_k_last else (k, n), dtype, kept)
     matrices = (transpose(emit, a, not a_k_last), transpose(emit, b, b_k_last))
-
-    value = emit.call(aten.mm.default, matrices, like=node)
-    value.meta |= {LOWERED_FROM: node.name, PRODUCT: node.meta.get(PRODUCT, "")}
-    value = emit.call(prims.convert_element_type.default, (value, torch.float32), like=node)
-    for scale in (a_scale, b_scale):  # one by one: their product may underflow
-        value = value if scale is None else emit.call(aten.mul.Tensor, (value, scale), like=node)
-    if right is not None:
-        value = emit.call(aten.add.Tensor, (value, _low_rank(emit, left, right, node)), like=node)
-    emit.replace(node, prims.convert_element_type.default, (value, out_dtype))
+    term = [factor for factor in (left, right) if factor is not None]
+    new = emit.replace(node, _PRODUCTS[len(term)], (*matrices, a_scale, b_scale, *term, out_dtype))
+    new.meta[LOWERED_FROM] = node.name
 
 
 def _operand(
     emit: Emitter, stored: list[Any], format: str, shape: tuple[Any, Any], dtype: torch.dtype, kept: set[fx.Node]
-) -> tuple[fx.Node, fx.Node | None]:
+) -> tuple[fx.Node, fx.Node]:
     """What the carrier multiplies, as the codes are stored, and what the product is scaled by."""
     codes, scales, tensor_scale = stored
     measured = _is_measured(tensor_scale)
@@ -149,25 +141,4 @@ def _operand(
         else:
             tensor_scale = found
         values = transpose(emit, values, quantizer.args[6] == 0)
-    return values, tensor_scale if measured or _has_tensor_scale(format) else None
-
-
-def _low_rank(emit: Emitter, left: fx.Node | None, right: fx.Node, like: fx.Node) -> fx.Node:
-    """left (outer) right, summed in order."""
-    if right.meta["val"].dim() == 1:
-        if left is None:
-            return right
-        return emit.call(aten.mul.Tensor, (emit.call(aten.unsqueeze.default, (left, 1), like=like), right), like=like)
-    assert left is not None
-    terms = [
-        emit.call(
-            aten.mul.Tensor,
-            (
-                emit.call(aten.slice.Tensor, (left, 1, r, r + 1), like=like),
-                emit.call(aten.slice.Tensor, (right, 0, r, r + 1), like=like),
-            ),
-            like=like,
-        )
-        for r in range(right.meta["val"].shape[0])
-    ]
-    return functools.reduce(lambda a, b: emit.call(aten.add.Tensor, (a, b), like=like), terms)
+    return values, tensor_scale

@@ -23,8 +23,9 @@ def kernels(part: fx.Graph) -> dict[str, tuple[str, ...]]:
         if node.target is spectral.scaled_mm.default:  # no lowering on this device, or an operand that is not in FP4
             found[node.name] = (*(_name(_maker(node.args[place])) for place in (0, 3)), "scaled_mm")
         elif LOWERED_FROM in node.meta:
-            product = f"mm, {str(node.meta['val'].dtype).removeprefix('torch.')}"
-            found[node.meta[LOWERED_FROM]] = (*(_name(_maker(operand)) for operand in node.args), product)
+            a, b = node.args[:2]
+            product = f"{_name(node)}, {str(a.meta['val'].dtype).removeprefix('torch.')}"
+            found[node.meta[LOWERED_FROM]] = (_name(_maker(a)), _name(_maker(b)), product)
     return found
 
 

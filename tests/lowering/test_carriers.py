@@ -68,7 +68,8 @@ def test_ops_before_and_after() -> None:
     after = lowered(before)
     assert (count(before, "spectral.quantize"), count(before, "spectral.scaled_mm")) == (5, 3)
     assert (count(after, "spectral.quantize"), count(after, "spectral.round")) == (0, 5)
-    assert (count(after, "aten.mm"), count(after, "spectral.carry")) == (3, 0)
+    assert (count(after, "spectral.product"), count(after, "spectral.product_plus_row")) == (2, 1)
+    assert count(after, "spectral.carry") == 0
     assert count(after, "spectral.amax") == 2  # of x and of the gradient, each for both axes; the weight has but one
 
 
@@ -88,6 +89,7 @@ def test_codes_that_leave_the_graph_stay_codes_and_those_that_come_in_are_carrie
         "spectral.round.default": 1,  # x along features
         "spectral.quantize.default": 2,  # x along tokens and the weight, for wgrad and dgrad
         "spectral.carry.default": 1,  # the weight, for fprop
+        "spectral.product_plus_row.default": 1,  # the bias
     }
     assert count(backward, "spectral.carry") == 2
     assert count(backward, "spectral.round") == 2  # the gradient along both axes
@@ -121,7 +123,7 @@ def test_identity_operands_are_left_to_scaled_mm() -> None:
     rules = [Rule(gemms=("fprop",), weights=Operand(format="identity"))]
     captured: Capture = capture(nn.Linear(32, 16), inputs(), recipe="nvfp4-plain", rules=rules)
     after = lowered(captured.final)
-    assert (count(after, "spectral.scaled_mm"), count(after, "aten.mm")) == (1, 2)
+    assert (count(after, "spectral.scaled_mm"), count(after, "spectral.product")) == (1, 2)
     whole = lowered(capture(nn.Linear(32, 16), inputs(), recipe="identity").final)
     assert count(whole, "spectral.scaled_mm") == 3
 

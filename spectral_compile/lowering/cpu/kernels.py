@@ -11,11 +11,13 @@ from spectral_compile.lowering.cpu.build import library
 from spectral_compile.lowering.cpu.quantizers import KINDS, amax, quantize, round
 from spectral_compile.lowering.cpu.tensors import DTYPES, fp32, pointer, readable, threads
 from spectral_compile.ops import dequantize as dequantize_op
+from spectral_compile.ops import product as product_op
 from spectral_compile.ops import round as round_op
 from spectral_compile.ops import scaled_mm as scaled_mm_op
 from spectral_compile.ops import token_mean as token_mean_op
 from spectral_compile.ops.library import copy_into, implement
 
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -105,9 +107,9 @@ def scaled_mm(
 ) -> None:
     """spectral::scaled_mm: [m, n] in out_dtype; sums are fp32, in another order than the reference's.
 
-    torch's bf16 product on a CPU rounds its fp32 sums to bf16. Where the result is bf16 that is one rounding
-    more, relative to the product before the low-rank term; any wider result is computed with fp32 products
-    instead, whatever the carrier. So is a product with an "identity" operand that bf16 cannot hold.
+    torch's bf16 product on a CPU rounds its scaled sums to bf16. Where a low-rank term comes on top, that is one
+    rounding more; any result wider than bf16 is computed with fp32 products instead, whatever the carrier. So is a
+    product with an "identity" operand that bf16 cannot hold.
     """
     kernels = library()
     if kernels is None or (a_format not in KINDS and b_format not in KINDS):
@@ -118,20 +120,76 @@ def scaled_mm(
     dtype = torch.bfloat16 if narrow and carrier == "bf16" and out_dtype == torch.bfloat16 else torch.float32
     a = _operand(kernels, a_codes, a_scales, a_format, *((m, k) if a_k_last else (k, m)), dtype)
     b = _operand(kernels, b_codes, b_scales, b_format, *((n, k) if b_k_last else (k, n)), dtype)
-    product = torch.mm(a if a_k_last else a.t(), b.t() if b_k_last else b)
+    matrices = (a if a_k_last else a.t(), b.t() if b_k_last else b)
+    return _multiply(kernels, *matrices, a_tensor_scale, b_tensor_scale, left, right, out[0])
 
-    result = out[0] if out_dtype in DTYPES else product  # which is fp32, for fp16
-    rank = 0 if right is None else 1 if right.dim() == 1 else right.shape[0]
-    left = None if left is None else fp32(left)
-    right = None if right is None else fp32(right)
-    kernels.spectral_finish_product(
-        *(product.data_ptr(), product.dtype == torch.bfloat16, m, n),
-        *(a_tensor_scale.item(), b_tensor_scale.item()),
-        *(pointer(left), pointer(right), rank, result.data_ptr(), result.dtype == torch.bfloat16, threads(result)),
-    )
-    if result is not out[0]:
-        out[0].copy_(result)
-    return None
+
+def product(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype, *, out: tuple[Tensor]
+) -> None:
+    """spectral::product: [m, n] in out_dtype, with the sums of torch's own product."""
+    if (kernels := library()) is None:
+        return copy_into(out, product_op.product(a, b, a_scale, b_scale, out_dtype))
+    return _multiply(kernels, a, b, a_scale, b_scale, None, None, out[0])
+
+
+def product_plus_row(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, right: Tensor, out_dtype: torch.dtype, *, out: tuple[Tensor]
+) -> None:
+    """spectral::product_plus_row, likewise."""
+    if (kernels := library()) is None:
+        return copy_into(out, product_op.product_plus_row(a, b, a_scale, b_scale, right, out_dtype))
+    return _multiply(kernels, a, b, a_scale, b_scale, None, right, out[0])
+
+
+def product_plus_outer(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    left: Tensor,
+    right: Tensor,
+    out_dtype: torch.dtype,
+    *,
+    out: tuple[Tensor],
+) -> None:
+    """spectral::product_plus_outer, likewise."""
+    if (kernels := library()) is None:
+        return copy_into(out, product_op.product_plus_outer(a, b, a_scale, b_scale, left, right, out_dtype))
+    return _multiply(kernels, a, b, a_scale, b_scale, left, right, out[0])
+
+
+def _multiply(
+    kernels: ctypes.CDLL,
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    left: Tensor | None,
+    right: Tensor | None,
+    out: Tensor,
+) -> None:
+    """a @ b, scaled before its sums are rounded, which is free; the term is added where the product was written."""
+    scales = a_scale.item(), b_scale.item()
+    scale = scales[0] * scales[1]
+    if _SMALLEST <= abs(scale) <= _LARGEST:
+        scales = 1.0, 1.0
+    else:  # or a NaN, by which an operand was poisoned: one by one, after the product
+        scale = 1.0
+    result = out if out.dtype == a.dtype else a.new_empty(out.shape)
+    torch.addmm(result, a, b, beta=0, alpha=scale, out=result)
+    if right is not None or scales != (1.0, 1.0):
+        rank = 0 if right is None else 1 if right.dim() == 1 else right.shape[0]
+        left = None if left is None else fp32(left)
+        right = None if right is None else fp32(right)
+        to = out if out.dtype in DTYPES else result  # which is fp32, for fp16
+        kernels.spectral_finish_product(
+            *(result.data_ptr(), result.dtype == torch.bfloat16, *result.shape, *scales),
+            *(pointer(left), pointer(right), rank, to.data_ptr(), to.dtype == torch.bfloat16, threads(to)),
+        )
+        result = to
+    if result is not out:
+        out.copy_(result)
 
 
 def _operand(
@@ -179,7 +237,8 @@ def _column_mean(
 
 
 _KERNELS = (
-    *(quantize, round, amax, dequantize, carry, scaled_mm),
+    *(quantize, round, amax, dequantize, carry),
+    *(scaled_mm, product, product_plus_row, product_plus_outer),
     *(token_mean, token_mean_nonzero, token_mean_amax, token_mean_nonzero_amax),
 )
 
