@@ -52,15 +52,23 @@ class Config:
 CONFIGS: dict[tuple[str, Extent], tuple[Config, ...]] = {
     ("bf16", "many"): (
         Config(128, 128, 64, num_warps=8, num_stages=3),
-        Config(128, 128, 32, num_warps=4, num_stages=4),
         Config(64, 128, 64, num_warps=4, num_stages=4),
         Config(128, 128, 64, num_warps=8, num_stages=3, how="carry"),
     ),
     ("bf16", "few"): (
         Config(32, 64, 128, num_warps=4, num_stages=4),
         Config(64, 64, 64, num_warps=4, num_stages=4),
-        Config(32, 32, 128, num_warps=4, num_stages=5),
     ),
+    ("fp8", "many"): (
+        Config(128, 128, 128, num_warps=8, num_stages=3),
+        Config(128, 256, 128, num_warps=8, num_stages=3),
+    ),
+    ("fp8", "few"): (Config(64, 64, 128, num_warps=4, num_stages=4),),
+    ("native", "many"): (
+        Config(128, 128, 256, num_warps=8, num_stages=3),
+        Config(128, 256, 128, num_warps=8, num_stages=3),
+    ),
+    ("native", "few"): (Config(128, 64, 128, num_warps=4, num_stages=4),),
 }
 
 

@@ -1,9 +1,10 @@
 """Running tests under Triton's interpreter, beside others that compile.
 
 Kernels are interpreted or compiled by what the environment said when Triton was imported, so tests of their numbers
-lie in files of their own, `interpreted_*.py`, which pytest does not collect; a process of its own runs each.
+lie in files of their own, `interpreted_*.py`, which pytest does not collect; a process of its own runs them.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*"]
 
 
 @pytest.fixture
-def run_interpreted() -> Callable[[str], None]:
-    """Runs a file beside this one, and fails with what it printed."""
+def run_interpreted() -> Callable[..., None]:
+    """Runs files beside this one, and fails with what they printed."""
 
-    def run(file: str) -> None:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))]
+    def run(*files: str) -> None:
+        paths = [str(Path(__file__).with_name(file)) for file in files]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *paths]
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
