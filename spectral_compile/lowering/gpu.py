@@ -15,7 +15,7 @@ def prepare(device: torch.device) -> None:
     """Have products on `device`, a GPU, computed by kernels."""
     if has_triton():
         _register()
-        from spectral_compile.lowering.triton.launch import lost_blocks
+        from spectral_compile.lowering.triton.multiply import lost_blocks
 
         lost_blocks(device)  # now: what is allocated while a CUDA graph is captured belongs to the graph
 

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from spectral_compile.formats import FORMATS
-from spectral_compile.lowering.triton.launch import MULTIPLY, can_be_native, carried
+from spectral_compile.lowering.triton.multiply import MULTIPLY, can_be_native
 from spectral_compile.lowering.triton.operands import low_rank, operand
-from spectral_compile.ops import dequantize as dequantize_op
-from spectral_compile.ops import round as round_op
 from spectral_compile.ops import scaled_mm as scaled_mm_op
 from spectral_compile.ops.library import copy_into, implement
 
@@ -55,29 +53,6 @@ def scaled_mm(
     return None
 
 
-def carry(
-    codes: Tensor, scales: Tensor, format: str, rows: int, cols: int, dtype: torch.dtype, *, out: tuple[Tensor]
-) -> None:
-    """spectral::carry: [rows, cols] in dtype, equal to the reference's."""
-    if format not in FORMATS:
-        return copy_into(out, round_op.carry(codes, scales, format, rows, cols, dtype))
-    with on_device(codes):
-        out[0].copy_(carried(operand(codes, scales, scales, format, True), rows, cols, dtype))
-    return None
-
-
-def dequantize(
-    codes: Tensor, scales: Tensor, tensor_scale: Tensor, format: str, rows: int, cols: int, *, out: tuple[Tensor]
-) -> None:
-    """spectral::dequantize: fp32 [rows, cols], equal to the reference's."""
-    if format not in FORMATS:
-        return copy_into(out, dequantize_op.dequantize(codes, scales, tensor_scale, format, rows, cols))
-    with on_device(codes):
-        values = carried(operand(codes, scales, tensor_scale, format, True), rows, cols, torch.float32)
-        out[0].copy_(values if FORMATS[format].tensor_scale is None else values * tensor_scale)
-    return None
-
-
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, whatever the tensors' own."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
@@ -85,5 +60,4 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
 
 def register() -> None:
     """Put these functions behind the operators on CUDA devices."""
-    for kernel in (dequantize, carry, scaled_mm):
-        implement(kernel.__name__, kernel, "CUDA")
+    implement("scaled_mm", scaled_mm, "CUDA")

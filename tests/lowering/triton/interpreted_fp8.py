@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectral_compile.formats import e2m1, e5m2
-from spectral_compile.lowering.triton import launch
+from spectral_compile.lowering.triton import multiply
 from spectral_compile.lowering.triton.configs import Config
 from spectral_compile.lowering.triton.operands import operand
 from spectral_compile.ops.scaled_mm import scaled_mm as reference
@@ -20,16 +20,16 @@ MXFP4 = ("mxfp4", "mxfp4")
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "choose", lambda *_: Config(32, 64, 64, num_warps=4, num_stages=1))
+    monkeypatch.setattr(multiply, "choose", lambda *_: Config(32, 64, 64, num_warps=4, num_stages=1))
 
 
 @pytest.fixture(autouse=True)
 def _nothing_lost() -> None:
-    launch.lost_blocks(torch.device("cpu")).zero_()
+    multiply.lost_blocks(torch.device("cpu")).zero_()
 
 
 def lost() -> int:
-    return int(launch.lost_blocks(torch.device("cpu")))
+    return int(multiply.lost_blocks(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("square", [False, True])
@@ -56,7 +56,7 @@ def test_values_and_lost_blocks_are_the_references() -> None:
     codes, scales = spread_out(33, 7)
     expected, expected_lost = e5m2.to_e5m2(codes, scales)
     x = operand(codes, scales, torch.ones(()), "mxfp4", True)
-    values, tops = launch._in_e5m2(x, 33, 7 * 32, 32, 64)
+    values, tops = multiply._in_e5m2(x, 33, 7 * 32, 32, 64)
     assert values.shape == (64, 256)
     assert torch.equal(values[:33, :224].view(torch.uint8), expected.view(torch.uint8))
     assert values.float().sum() == values[:33, :224].float().sum()
@@ -108,7 +108,7 @@ def test_the_smallest_and_the_largest_scales(bytes: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("k", "extent"), [(1, 1), (33, 70), (100, 129), (64, 128)])
 def test_square_blocks_turned_round(k: int, extent: int, format: str) -> None:
     codes, scales, tensor_scale = quantized(k, extent, format, square=True)
-    turned = launch._with_k_last(operand(codes, scales, tensor_scale, format, False), extent, k)
+    turned = multiply._with_k_last(operand(codes, scales, tensor_scale, format, False), extent, k)
     expected = e2m1.unpack(codes)[:, :extent].t()
     got = e2m1.unpack(turned.codes)
     assert torch.equal(got[:, :k], expected)

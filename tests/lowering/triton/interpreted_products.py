@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from spectral_compile.formats import FORMATS
-from spectral_compile.lowering.triton import configs, launch, products
+from spectral_compile.lowering.triton import configs, multiply
 from spectral_compile.lowering.triton.configs import Config
+from spectral_compile.lowering.triton.operands import operand
 from spectral_compile.ops.dequantize import carried
 from spectral_compile.ops.scaled_mm import scaled_mm as reference
 from tests.fake_kernels import equal_bits
-from tests.lowering.triton.cases import ROUNDING, assert_right, computed, product, quantized
+from tests.lowering.triton.cases import ROUNDING, assert_right, computed, product
 
 pytestmark = pytest.mark.skipif("not __import__('triton').knobs.runtime.interpret", reason="see conftest.py")
 
@@ -24,13 +25,13 @@ SMALL = Config(32, 64, 64, num_warps=4, num_stages=1)  # more than one tile of s
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "choose", lambda *_: SMALL)
+    monkeypatch.setattr(multiply, "choose", lambda *_: SMALL)
 
 
 @pytest.fixture(params=["fused", "carry"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to compute a product in bf16."""
-    monkeypatch.setattr(launch, "choose", lambda *_: dataclasses.replace(SMALL, how=request.param))
+    monkeypatch.setattr(multiply, "choose", lambda *_: dataclasses.replace(SMALL, how=request.param))
     return request.param
 
 
@@ -122,24 +123,13 @@ def test_every_code_with_every_scale_is_exact(format: str, dtype: torch.dtype) -
     blocks = 512 // FORMATS[format].block
     codes = every_byte.repeat(256, 1)
     scales = every_byte.repeat_interleave(blocks).view(256, blocks).view(FORMATS[format].scale_dtype)
-    got = torch.empty(256, 512, dtype=dtype)
-    products.carry(codes, scales, format, 256, 512, dtype, out=(got,))
+    got = multiply.carried(operand(codes, scales, scales, format, True), 256, 512, dtype)
     expected = carried(codes, scales, format, 512)
     nan = expected.isnan()
     assert torch.equal(got.isnan(), nan)
     # The interpreter, not the hardware, loses subnormal bf16 numbers.
     held = ~nan & ((expected == 0) | (expected.abs() >= torch.finfo(torch.bfloat16).tiny))
     assert equal_bits(got[held].float(), expected[held])
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (40, 64), (33, 257)])
-def test_dequantize_is_the_references(rows: int, cols: int, format: str) -> None:
-    for square in (False, True):
-        arguments = (*quantized(rows, cols, format, square), format, rows, cols)
-        got = torch.empty(rows, cols)
-        products.dequantize(*arguments, out=(got,))
-        assert torch.equal(got, torch.ops.spectral.dequantize(*arguments))
 
 
 def test_the_table_has_a_default_for_every_carrier_and_shape() -> None:
