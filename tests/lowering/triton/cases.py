@@ -45,12 +45,15 @@ def computed(arguments: tuple) -> Tensor:
     return out
 
 
-def assert_right(arguments: tuple) -> None:
-    """To the rounding of sums, in whatever order, and of the result."""
+def assert_right(arguments: tuple, sums: float | None = None) -> None:
+    """To the rounding of sums, in whatever order, and of the result. sums: the first, relative to the sum of
+    magnitudes; of fp32 additions where None.
+    """
     got, expected = computed(arguments).double(), reference(*arguments[:-1], torch.float32).double()
     magnitude = reference(*_magnitudes(arguments), torch.float32).double()
     k, out_dtype = arguments[10], arguments[-1]
-    bound = 2.0**-24 * (k + 8) * magnitude + ROUNDING[out_dtype] * (expected.abs() + 2.0**-24 * k * magnitude)
+    bound = (2.0**-24 * (k + 8) if sums is None else sums) * magnitude
+    bound += ROUNDING[out_dtype] * (expected.abs() + bound) + 2.0**-24 * k * magnitude
     assert bool(((got - expected).abs() <= bound + 1e-38).all())
 
 
