@@ -71,6 +71,8 @@ CONFIGS: dict[tuple[str, Extent], tuple[Config, ...]] = {
     ("native", "few"): (Config(128, 64, 128, num_warps=4, num_stages=4),),
 }
 
+GROUPED = Config(64, 128, 64, num_warps=4, num_stages=3)  # groups are shorter than a batch, and end in parts of tiles
+
 
 def choose(carrier: str, capability: Capability, m: int, n: int) -> Config:
     """For a product [m, n] on a GPU of this compute capability."""

@@ -8,9 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectral_compile.lowering.triton.configs import Config, choose
+from spectral_compile.formats import FORMATS
+from spectral_compile.lowering.triton.configs import GROUPED, Config, choose
 from spectral_compile.lowering.triton.epilogue import finish_kernel
 from spectral_compile.lowering.triton.fp8 import convert_kernel, exponents_kernel, fp8_kernel
+from spectral_compile.lowering.triton.grouped import grouped_kernel, ragged_k_kernel
 from spectral_compile.lowering.triton.matmul import bf16_kernel, carry_kernel
 from spectral_compile.lowering.triton.native import native_kernel, transpose_kernel
 from spectral_compile.lowering.triton.operands import LowRank, Operand, epilogue_arguments
@@ -75,7 +77,7 @@ def carried(x: Operand, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
 
 
 def multiply_native(a: Operand, b: Operand, term: LowRank, shape: Shape, out: Tensor) -> None:
-    """The carrier "native"; `can_be_native` of the operands."""
+    """The carrier "native"."""
     m, n, k = shape
     a, b = _with_k_last(a, m, k), _with_k_last(b, n, k)
     config = choose("native", capability(out), m, n)
@@ -89,9 +91,14 @@ def multiply_native(a: Operand, b: Operand, term: LowRank, shape: Shape, out: Te
     )
 
 
-def can_be_native(a: Operand, b: Operand) -> bool:
-    """One format; and blocks along k, or square ones, which can be turned round."""
-    return a.block == b.block and all(x.k_last or x.tile_rows > 1 for x in (a, b))
+def fits(carrier: str, a: Operand, b: Operand) -> bool:
+    """Whether these operands can be multiplied so: the plan sees to it, other callers of the operator may not.
+
+    "native": one format; and blocks along k, or square ones, which can be turned round. "fp8": MXFP4.
+    """
+    if carrier == "native":
+        return a.block == b.block and all(x.k_last or x.tile_rows > 1 for x in (a, b))
+    return carrier != "fp8" or a.block == b.block == FORMATS["mxfp4"].block
 
 
 def _with_k_last(x: Operand, extent: int, k: int) -> Operand:
@@ -146,6 +153,45 @@ def _in_e5m2(x: Operand, extent: int, k: int, whole: int, whole_k: int) -> tuple
 def lost_blocks(device: torch.device) -> Tensor:
     """How many blocks were too small for the carrier "fp8" on a device so far, int64 [1]. Reading it waits."""
     return torch.zeros(1, dtype=torch.int64, device=device)
+
+
+def multiply_grouped(a: Operand, stack: Operand, offsets: Tensor, shape: Shape, out: Tensor) -> None:
+    """Groups of rows of A, each with its matrix of a stack [experts, n, k], or [experts, k, n]; in bf16."""
+    m, n, k = shape
+    experts = offsets.shape[0]
+    config = GROUPED
+    if experts == 0:
+        out.zero_()
+        return
+    tiles = triton.cdiv(m, config.block_m) + experts  # each group, and what is after the last, may end in a part of one
+    grouped_kernel[tiles, triton.cdiv(n, config.block_n)](
+        *(a.codes, a.scales, stack.codes, stack.scales, out, offsets, m, n, k, experts),
+        *(a.codes.stride(0), a.scales.stride(0), stack.codes.stride(1), stack.scales.stride(1)),
+        *(stack.codes.stride(0), stack.scales.stride(0), a.tensor_scale, stack.tensor_scale),
+        *(stack.k_last, a.block, stack.block, a.tile_rows, stack.tile_rows),
+        *(n % config.block_n == 0, k % config.block_k == 0, tl.bfloat16 if out.is_cuda else tl.float32),
+        *(config.block_m, config.block_n, config.block_k),
+        **config.launch(),
+    )
+
+
+def multiply_ragged_k(a: Operand, b: Operand, offsets: Tensor, out: Tensor) -> None:
+    """A product for each expert, over its tokens, which `pad_groups` has padded to whole blocks; in bf16."""
+    experts, m, n = out.shape
+    config = GROUPED
+    ragged_k_kernel[triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n), experts](
+        *(a.codes, a.scales, b.codes, b.scales, out, offsets, m, n),
+        *(a.codes.stride(0), a.scales.stride(0), b.codes.stride(0), b.scales.stride(0)),
+        *(a.tensor_scale, b.tensor_scale, a.block, b.block, a.tile_rows, b.tile_rows),
+        *(
+            max(a.block, b.block),
+            tl.bfloat16 if out.is_cuda else tl.float32,
+            config.block_m,
+            config.block_n,
+            config.block_k,
+        ),
+        **config.launch(),
+    )
 
 
 def grid(config: Config, m: int, n: int) -> tuple[int]:

@@ -33,7 +33,7 @@ class LowRank(NamedTuple):
 def operand(codes: Tensor, scales: Tensor, tensor_scale: Tensor, format: str, k_last: bool) -> Operand:
     """As the kernels read it."""
     block = FORMATS[format].block
-    tile_rows = 1 if scales.shape[0] == codes.shape[0] else block
+    tile_rows = 1 if scales.shape[-2] == codes.shape[-2] else block
     return Operand(_rows(codes), _rows(scales.view(torch.uint8)), tensor_scale, block, tile_rows, k_last)
 
 

@@ -104,6 +104,19 @@ def test_tensor_scales_whose_product_underflows_still_scale_the_product() -> Non
     torch.testing.assert_close(got, reference(*arguments), rtol=1e-2, atol=1e-44)
 
 
+@pytest.mark.parametrize(
+    ("carrier", "formats", "k_last"),
+    [
+        ("fp8", ("nvfp4", "mxfp4"), (True, True)),
+        ("native", ("nvfp4",) * 2, (True, False)),
+        ("native", ("nvfp4", "mxfp4"), (True, True)),
+    ],
+)
+def test_a_carrier_that_cannot_carry_the_operands_is_not_taken(carrier: str, formats: tuple, k_last: tuple) -> None:
+    arguments = product((33, 40, 64), formats, k_last, carrier=carrier)
+    assert torch.equal(computed(arguments), computed((*arguments[:-2], "bf16", torch.float32)))
+
+
 def test_nothing_to_sum() -> None:
     term = (torch.randn(3), torch.randn(5))
     assert torch.equal(computed(product((3, 5, 0), term=term)), term[0][:, None] * term[1])

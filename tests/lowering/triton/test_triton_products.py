@@ -8,8 +8,9 @@ import pytest
 import triton.language as tl
 
 from spectral_compile.formats import FORMATS
-from spectral_compile.lowering.triton.configs import CONFIGS, Config
+from spectral_compile.lowering.triton.configs import CONFIGS, GROUPED, Config
 from spectral_compile.lowering.triton.fp8 import convert_kernel, exponents_kernel, fp8_kernel
+from spectral_compile.lowering.triton.grouped import grouped_kernel, ragged_k_kernel
 from spectral_compile.lowering.triton.matmul import bf16_kernel, carry_kernel
 from spectral_compile.lowering.triton.native import native_kernel, transpose_kernel
 from tests.lowering.triton.targets import Compiled, compile_for
@@ -34,6 +35,7 @@ NATIVE = {
     (120, "nvfp4"): r"mma\.sync\S*kind::mxf4nvf4\.block_scale\.scale_vec::4X\S*ue4m3",
     (120, "mxfp4"): r"mma\.sync\S*kind::mxf4\S*\.block_scale\.scale_vec::2X\S*ue8m0",
 }
+UNKNOWN = ("m", "n", "k", "experts")
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a block may have
 
 TERM = {
@@ -51,7 +53,7 @@ STORED = {
 
 
 def test_numbers(run_interpreted: Callable[..., None]) -> None:
-    run_interpreted("interpreted_products.py", "interpreted_fp8.py")
+    run_interpreted("interpreted_products.py", "interpreted_fp8.py", "interpreted_grouped.py")
 
 
 def configurations(carrier: str) -> list[Any]:
@@ -67,8 +69,9 @@ def configurations(carrier: str) -> list[Any]:
 
 def compiled(architecture: int, kernel: Any, arguments: Mapping[str, Any], config: Config) -> Compiled:
     """With pointers and strides that are multiples of 16, as those of a model's layers; m, n and k say nothing."""
-    divisible = tuple(name for name, kind in arguments.items() if isinstance(kind, str) and name not in ("m", "n", "k"))
-    result = compile_for(architecture, kernel, {**arguments, **config.tile()}, divisible, **config.launch())
+    given = {name: kind for name, kind in {**arguments, **config.tile()}.items() if name in kernel.arg_names}
+    divisible = tuple(name for name, kind in given.items() if isinstance(kind, str) and name not in UNKNOWN)
+    result = compile_for(architecture, kernel, given, divisible, **config.launch())
     used = f"{result.registers} registers, {result.spilled} B spilled, {result.shared} B shared"
     print(f"sm_{architecture} {config}: {used}")
     assert result.shared <= 1024 * SHARED[architecture]
@@ -144,3 +147,16 @@ def test_what_goes_before_a_product_compiles(architecture: int) -> None:
         chosen = {"TILE_ROWS": 32, "K_LAST": k_last, "ROWS": 32, "COLS": 128}
         found += [compile_for(architecture, convert_kernel, {**stored, **padded, "values": "*i8", **chosen})]
     assert all(result.spilled == 0 for result in found)
+
+
+@pytest.mark.parametrize("architecture", BF16)
+def test_grouped_products_multiply_on_tensor_cores(architecture: int) -> None:
+    formats = {"A_BLOCK": 16, "B_BLOCK": 16, "A_TILE_ROWS": 1, "B_TILE_ROWS": 16, "OPERANDS": tl.bfloat16}
+    scales = {"offsets": "*i32", "a_scale": "*fp32", "b_scale": "*fp32"}
+    experts = {"experts": "i32", "b_codes_expert": "i32", "b_scales_expert": "i32"}
+    layout = {"B_K_LAST": False, "WHOLE_N": True, "WHOLE_K": True, "BLOCK": 16}
+    arguments = {**STORED, **EXTENTS, **formats, **scales, **experts, **layout}
+    for kernel in (grouped_kernel, ragged_k_kernel):
+        result = compiled(architecture, kernel, arguments, GROUPED)
+        assert re.search(BF16[architecture], result.ptx)
+        assert result.spilled == 0
