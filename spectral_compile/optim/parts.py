@@ -12,13 +12,15 @@ from spectral_compile.optim.sharding import Sharding, local_range, sharding_of
 class Part:
     """One matrix [..., m, n], whole extents, of a parameter: rows `start` to `stop` of those that this rank has.
 
-    transposed: of the parameter's transpose. All but start and stop is the same on every rank.
+    cols: which of the n columns this rank has. transposed: of the parameter's transpose. sharding: how the ranks'
+    parts add up. All but start, stop and cols is the same on every rank.
     """
 
     m: int
     n: int
     start: int
     stop: int
+    cols: tuple[int, int]
     transposed: bool
     sharding: Sharding
 
@@ -38,10 +40,13 @@ def parts_of(parameter: Tensor, sizes: Sequence[int] | None = None, dim: int = -
     """
     transposed = sizes is not None and dim == -1
     sharding = sharding_of(parameter)
+    if transposed:
+        sharding = sharding.transposed
     rows, cols = (-1, -2) if transposed else (-2, -1)
     m, n = parameter.shape[rows], parameter.shape[cols]
+    own = local_range(parameter, cols) if sharding.cols else (0, n)
     if sizes is None:
-        return [Part(m, n, 0, m, False, sharding)]
+        return [Part(m, n, 0, m, own, False, sharding)]
     if dim not in (-2, -1) or sum(sizes) != m or min(sizes) < 1:
         shape = list(parameter.shape)
         raise ValueError(f"a split into {list(sizes)} along dim {dim} does not fit a parameter of shape {shape}")
@@ -49,6 +54,6 @@ def parts_of(parameter: Tensor, sizes: Sequence[int] | None = None, dim: int = -
     found, begin = [], 0
     for size in sizes:
         start, stop = (min(max(edge, first), last) - first for edge in (begin, begin + size))
-        found.append(Part(size, n, start, stop, transposed, sharding.mT if transposed else sharding))
+        found.append(Part(size, n, start, stop, own, transposed, sharding))
         begin += size
     return found

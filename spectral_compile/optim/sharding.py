@@ -43,9 +43,12 @@ class Sharding:
         return _summed(part, self.rows + self.cols)
 
     @property
-    def mT(self) -> "Sharding":
+    def transposed(self) -> "Sharding":
         """That of the transposed matrix."""
         return Sharding(self.cols, self.rows)
+
+
+WHOLE = Sharding()
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -63,7 +66,8 @@ def sharding_of(tensor: Tensor) -> Sharding:
     if not is_distributed(tensor):
         return Sharding()
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    rows, cols = [], []
+    rows: list[Any] = []
+    cols: list[Any] = []
     for axis, placement in enumerate(placements):
         if placement.is_partial():
             raise ValueError(f"a DTensor with placements {placements} is a pending sum; redistribute it first")

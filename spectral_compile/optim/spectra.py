@@ -1,7 +1,7 @@
 """Spectra: momentum whose few dominant singular directions, the spike, are brought down to the level of the rest.
 
 Almost all of a gradient's energy sits in a handful of singular directions; a step scaled to them hardly moves the
-others. `clamped` finds them by one warm power iteration, and makes of the momentum one whose step is scaled to its tail.
+others. One warm power iteration finds them, and the step is scaled to the tail.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from spectral_compile.optim.parts import Part, parts_of
-from spectral_compile.optim.sharding import Sharding, like, local, local_range, right_factor
+from spectral_compile.optim.sharding import WHOLE, Sharding, like, local, right_factor
 from spectral_compile.optim.subspace import power_steps, start_parts
 from spectral_compile.validation import check_name
 
@@ -168,7 +168,7 @@ class Clamped(NamedTuple):
 
 
 def clamped(
-    momenta: Sequence[Tensor], V: Tensor, m: int, n: int, sharding: Sharding = Sharding(), iterations: int = 1
+    momenta: Sequence[Tensor], V: Tensor, m: int, n: int, sharding: Sharding = WHOLE, iterations: int = 1
 ) -> Clamped:
     """For momenta [..., m, n], a list of b of one shape (of which this rank has parts), and V [b, ..., n, k]."""
     found = power_steps(momenta, V, sharding, iterations)
@@ -254,9 +254,7 @@ def _started(group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> Tens
     """The first V: a randomised SVD of the first gradient, each part's columns beside the last's."""
     columns = []
     for part in parts_of(parameter, group["split"], group["split_dim"]):
-        cols = local_range(parameter, -2 if part.transposed else -1)
-        matrix = part.of(local(gradient))
-        columns.append(start_parts([matrix], part.rank(group["rank"]), part.sharding, part.n, cols)[0])
+        columns.append(start_parts([part.of(local(gradient))], part.rank(group["rank"]), part)[0])
     V = torch.cat(columns, dim=-1).to(parameter.dtype)
     return right_factor(parameter, V, transposed=group["split"] is not None and group["split_dim"] == -1)
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectral_compile.optim.sharding import Sharding, local, local_range, right_factor, sharding_of
+from spectral_compile.optim.parts import Part, parts_of
+from spectral_compile.optim.sharding import WHOLE, Sharding, local, right_factor, sharding_of
 
 _OVERSAMPLING = 8  # more columns than asked for, while the iteration is cold (Halko, Martinsson and Tropp, 2011)
-_WHOLE = Sharding()
 
 
 class Subspace(NamedTuple):
@@ -29,22 +29,24 @@ class Subspace(NamedTuple):
     V: Tensor
 
 
-def power_step(matrix: Tensor, V: Tensor, iterations: int = 1) -> Subspace:
+def power_step(matrix: Tensor, V: Tensor, iterations: int = 1, sharding: Sharding | None = None) -> Subspace:
     """Block power iteration from V: `P = M V; U = qr(P) with diag R > 0; Z = M' U; s = column lengths of Z; V = Z / s`.
 
     matrix [..., m, n], of any floating type, zero or not of full rank if it must be; V [..., n, k], k at most
     min(m, n), of any lengths. Leading axes are a batch (experts). A matrix that holds NaN or infinity gives back the V
     it was given, beside a U and s of NaN. No host sync.
 
-    A DTensor goes with V as `start` distributes it. What this rank has of the result comes back: U as the rows of the
-    matrix are split, V as its columns. One iteration sums two [k, k] matrices and k squares over the ranks, and, of the
-    two products, the one that contracts over the split axis: k columns, the matrix itself never.
+    A DTensor (or its local part, with its sharding) goes with V as `start` distributes it, and what this rank has of
+    the result comes back: U as the rows of the matrix are split, V as its columns. An iteration sums over the ranks two
+    [k, k] matrices, k squares and, of the two products, the one that contracts over the split axis, k columns. The
+    matrix itself is never gathered.
     """
-    found = power_steps([local(matrix)], local(V)[None], sharding_of(matrix), iterations)
+    sharding = sharding_of(matrix) if sharding is None else sharding
+    found = power_steps([local(matrix)], local(V)[None], sharding, iterations)
     return Subspace(*(factor[0] for factor in found))
 
 
-def power_steps(matrices: Sequence[Tensor], V: Tensor, sharding: Sharding = _WHOLE, iterations: int = 1) -> Subspace:
+def power_steps(matrices: Sequence[Tensor], V: Tensor, sharding: Sharding = WHOLE, iterations: int = 1) -> Subspace:
     """`power_step` for several matrices [..., m, n] of one shape, with V [b, ..., n, k], in one batch of factors.
 
     The products are one a matrix, because stacking the matrices would cost as much; the rest is batched.
@@ -64,7 +66,7 @@ def power_steps(matrices: Sequence[Tensor], V: Tensor, sharding: Sharding = _WHO
     return Subspace(U, s, V)
 
 
-def orthonormal(P: Tensor, sharding: Sharding = _WHOLE) -> Tensor:
+def orthonormal(P: Tensor, sharding: Sharding = WHOLE) -> Tensor:
     """Orthonormal columns that span those of P [..., m, k], by Cholesky-QR: Q = P R^-1 with diag R > 0.
 
     Columns are first brought to length 1, which makes those of a warm power iteration nearly orthonormal; the Gram
@@ -95,22 +97,20 @@ def start(matrix: Tensor, k: int, iterations: int = 3) -> Tensor:
     `iterations` counts both products: 3 do what `svd_lowrank(niter=2)` does. Of a zero or non-finite matrix, random
     orthonormal columns. A DTensor where the matrix is one, split as its columns are; in the matrix's type.
     """
-    V = start_parts([local(matrix)], k, sharding_of(matrix), matrix.shape[-1], local_range(matrix, -1), iterations)
-    return right_factor(matrix, V[0].to(matrix.dtype))
+    (part,) = parts_of(matrix)
+    return right_factor(matrix, start_parts([local(matrix)], k, part, iterations)[0].to(matrix.dtype))
 
 
-def start_parts(
-    matrices: Sequence[Tensor], k: int, sharding: Sharding, n: int, cols: tuple[int, int], iterations: int = 3
-) -> Tensor:
-    """`start` for several local matrices [..., m, n], of whose n columns this rank has those from cols[0] to cols[1]."""
+def start_parts(matrices: Sequence[Tensor], k: int, part: Part, iterations: int = 3) -> Tensor:
+    """`start`, V [b, ..., n, k], for several matrices of one shape, of which this rank has what `part` says."""
     chance = torch.Generator().manual_seed(0)  # of its own: starting to track must not shift the user's random numbers
-    gaussian = torch.linalg.qr(torch.randn(n, k, generator=chance, dtype=torch.float64))[0][cols[0] : cols[1]]
+    gaussian = torch.linalg.qr(torch.randn(part.n, k, generator=chance, dtype=torch.float64))[0]
     first = matrices[0]
-    V = gaussian.to(first.device, torch.promote_types(first.dtype, torch.float32))
-    return power_steps(matrices, V.expand(len(matrices), *first.shape[:-2], *V.shape), sharding, iterations).V
+    V = gaussian[slice(*part.cols)].to(first.device, torch.promote_types(first.dtype, torch.float32))
+    return power_steps(matrices, V.expand(len(matrices), *first.shape[:-2], *V.shape), part.sharding, iterations).V
 
 
-def rotated(found: Subspace, sharding: Sharding = _WHOLE) -> Subspace:
+def rotated(found: Subspace, sharding: Sharding = WHOLE) -> Subspace:
     """The same U U' M by its own singular vectors (Rayleigh-Ritz): s falls, and V is orthonormal.
 
     `eigh` of [k, k] waits for the device: for what happens now and then. A subspace of NaN stays one.
@@ -127,14 +127,15 @@ def rotated(found: Subspace, sharding: Sharding = _WHOLE) -> Subspace:
     return Subspace((found.U.double() @ W + nan).to(dtype), (s + nan[..., 0]).to(dtype), V.to(dtype))
 
 
-def top_subspace(matrix: Tensor, k: int, iterations: int = 3) -> Subspace:
+def top_subspace(matrix: Tensor, k: int, iterations: int = 3, part: Part | None = None) -> Subspace:
     """Randomised top-k SVD of a matrix [..., m, n], k at most min(m, n): s falls, U and V are orthonormal.
 
-    Iterates with a few columns more than asked for. Of a DTensor, what this rank has of U and V. See `rotated` for NaN.
+    part: of a parameter that holds several matrices. Iterates with a few columns more than asked for. Of a DTensor,
+    what this rank has of U and V. See `rotated` for NaN, and for waiting.
     """
-    sharding = sharding_of(matrix)
-    width = min(k + _OVERSAMPLING, *matrix.shape[-2:])
-    parts = [local(matrix)]
-    V = start_parts(parts, width, sharding, matrix.shape[-1], local_range(matrix, -1), iterations - 1)
-    U, s, V = rotated(power_steps(parts, V, sharding), sharding)
+    part = part or parts_of(matrix)[0]
+    width = min(k + _OVERSAMPLING, part.m, part.n)
+    values = [part.of(local(matrix))]
+    V = start_parts(values, width, part, iterations - 1)
+    U, s, V = rotated(power_steps(values, V, part.sharding), part.sharding)
     return Subspace(U[0, ..., :k], s[0, ..., :k], V[0, ..., :k])
