@@ -55,14 +55,18 @@ def power_steps(matrices: Sequence[Tensor], V: Tensor, sharding: Sharding = WHOL
     matrices = [matrix.to(dtype) for matrix in matrices]
     V = V.to(dtype)
     for _ in range(iterations):
-        P = sharding.over_cols(torch.stack([M @ v for M, v in zip(matrices, V.unbind(), strict=True)]))
-        U = orthonormal(P, sharding)
-        # U'M and not M'U: BLAS reads a row-major M twice as fast that way.
-        Z = sharding.over_rows(torch.stack([u.mT @ M for M, u in zip(matrices, U.unbind(), strict=True)])).mT
-        s = sharding.over_cols(Z.double().square().sum(-2)).sqrt()  # fp64: squares of small gradients underflow in fp32
-        usable = (s > 0) & s.isfinite().all(-1, keepdim=True)
+        U = orthonormal(
+            sharding.over_cols(_stacked([M @ v for M, v in zip(matrices, V.unbind(), strict=True)])), sharding
+        )
+        # U'M and not M'U: BLAS reads a row-major M twice as fast that way, and what follows runs along its rows.
+        Z = sharding.over_rows(_stacked([u.mT @ M for M, u in zip(matrices, U.unbind(), strict=True)]))
+        # fp64: squares of small gradients underflow in fp32.
+        s = torch.linalg.vector_norm(Z, dim=-1, dtype=torch.float64)
+        if sharding.cols:
+            s = sharding.over_cols(s.square()).sqrt()
+        usable = (s > 0) & (s.sum(-1, keepdim=True) < torch.inf)
         s = s.to(dtype)
-        V = torch.where(usable[..., None, :], Z / s[..., None, :], V)
+        V = torch.where(usable[..., None], Z / s[..., None], V.mT).mT
     return Subspace(U, s, V)
 
 
@@ -79,16 +83,23 @@ def orthonormal(P: Tensor, sharding: Sharding = WHOLE) -> Tensor:
     """
     Q = P.double()
     shift = 1e-14 * P.shape[-1]
-    for _ in range(2):
-        gram = sharding.over_rows(Q.mT @ Q)
-        squares = gram.diagonal(dim1=-2, dim2=-1)
-        inverse = torch.where(squares > 0, squares.rsqrt(), torch.where(squares.isnan(), squares, 0.0))
-        gram = gram * inverse[..., :, None] * inverse[..., None, :]
-        L, _ = torch.linalg.cholesky_ex(gram + torch.diag_embed((inverse == 0) + shift))
-        independent = L.diagonal(dim1=-2, dim2=-1).square() > 10 * shift
-        Q = torch.linalg.solve_triangular(L.mT, Q * inverse[..., None, :], upper=True, left=False)
-        Q = torch.where((independent & (inverse > 0))[..., None, :] | Q.isnan(), Q, 0.0)
+    gram = sharding.over_rows(Q.mT @ Q)
+    inverse = (gram.diagonal(dim1=-2, dim2=-1) + 1e-300).rsqrt()  # a column of zeros has a pivot of zero below
+    gram = gram * inverse[..., :, None] * inverse[..., None, :]
+    gram.diagonal(dim1=-2, dim2=-1).add_(shift)
+    L, _ = torch.linalg.cholesky_ex(gram)
+    dependent = L.diagonal(dim1=-2, dim2=-1) < (10 * shift) ** 0.5
+    to_q = torch.linalg.solve_triangular(L, torch.diag_embed(inverse), upper=False).mT
+    Q = Q @ to_q.masked_fill(dependent[..., None, :], 0.0)
+
+    L, _ = torch.linalg.cholesky_ex(sharding.over_rows(Q.mT @ Q) + torch.diag_embed(dependent))
+    Q = torch.linalg.solve_triangular(L.mT, Q, upper=True, left=False)
     return Q.to(P.dtype)
+
+
+def _stacked(factors: list[Tensor]) -> Tensor:
+    """Along a new first axis; one alone is not copied."""
+    return factors[0][None] if len(factors) == 1 else torch.stack(factors)
 
 
 def start(matrix: Tensor, k: int, iterations: int = 3) -> Tensor:

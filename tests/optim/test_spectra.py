@@ -32,13 +32,13 @@ def test_the_identities_of_the_clamped_momentum(m, n, spectrum, iterations):
     U, change, V, rms = (result[0] for result in clamped([M], torch.randn(1, n, k), m, n, iterations=iterations))
     rest = (M - U @ (U.T @ M)).double()
     tail = rest.norm() / (min(m, n) - k) ** 0.5
-    O = (M + (U * change) @ V.T).double()
-    # The tail's energy is a difference of fp32 sums: with little of it, it is known as well as the sums' rounding allows.
+    clamped_M = (M + (U * change) @ V.T).double()
+    # The tail's energy is a difference of fp32 sums: where it is little, it is known as well as they are rounded.
     known = 1e-5 + 1e-6 * (M.norm() / rest.norm()).square().item()
     assert rms.item() == pytest.approx((tail / max(m, n) ** 0.5).item(), rel=known)
-    assert O.square().mean().sqrt().item() == pytest.approx(rms.item(), rel=known)
+    assert clamped_M.square().mean().sqrt().item() == pytest.approx(rms.item(), rel=known)
     assert orthogonality(U) < 1e-6
-    spike = O - rest  # what is left of it is tail U V': every direction as long as the tail's root mean square
+    spike = clamped_M - rest  # what is left of it is tail U V': every direction as long as the tail's root mean square
     torch.testing.assert_close((spike.norm() / k**0.5), tail, rtol=2 * known, atol=0)
 
 
@@ -60,8 +60,8 @@ def test_the_update_is_as_published():
         s = Z.norm(dim=0)
         V = Z / s
         tail = ((M.norm().square() - s.square().sum()) / (24 - 2)).sqrt()
-        O = M + U @ (tail * V.T - s.diag() @ V.T)
-        expected = (1 - lr * decay) * expected - 0.2 * lr * 6 * O / tail
+        update = M + U @ (tail * V.T - s.diag() @ V.T)
+        expected = (1 - lr * decay) * expected - 0.2 * lr * 6 * update / tail
     torch.testing.assert_close(parameter.data.double(), expected, rtol=1e-4, atol=1e-5)
     state = optimizer.state[parameter]
     assert set(state) == {"M", "V"}
