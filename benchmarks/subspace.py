@@ -2,8 +2,9 @@
 
     python -m benchmarks.subspace [--rows 1024] [--cols 2816] [--k 16] [--rounds 60] [--threads 1]
 
-The products alone are the floor, in the forms that are fastest here; as the formulas have them, BLAS is slower. Ratios are of two times of one round; their median
-and quartiles are printed. Beside them, what else one might do: `svd_lowrank`, and an optimizer's whole step.
+The products alone are the floor, in the forms that are fastest here; as the formulas have them, BLAS is slower. Ratios
+are of two times of one round; their median and quartiles are printed. Beside them, what else one might do:
+`svd_lowrank`, and an optimizer's whole step.
 """
 
 import argparse

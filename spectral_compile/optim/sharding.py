@@ -5,6 +5,7 @@ local. Any placement that cuts rows into sets of rows and columns into sets of c
 shards included.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,18 @@ def sharding_of(tensor: Tensor) -> Sharding:
         if dim is not None and mesh.size(axis) > 1 and dim >= tensor.dim() - 2:
             (rows if dim == tensor.dim() - 2 else cols).append(mesh.get_group(axis))
     return Sharding(tuple(rows), tuple(cols))
+
+
+def replicas(tensor: Tensor) -> int:
+    """How many of the ranks of this program hold the same part: all of them that of a plain tensor."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    world = torch.distributed.get_world_size()
+    if not is_distributed(tensor):
+        return world
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    parts = [mesh.size(axis) for axis, placement in enumerate(placements) if not placement.is_replicate()]
+    return world // math.prod(parts)
 
 
 def like(tensor: Tensor, gradient: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from spectral_compile.optim import Smoothing, Spectra, Split, WeightSpectra, parameter_groups, smoothed
+from spectral_compile.optim import Smoother, Smoothing, Spectra, Split, WeightSpectra, parameter_groups, smoothed
 from spectral_compile.optim.parts import parts_of
 from spectral_compile.optim.subspace import power_step, start, top_subspace
 from tests.integration.models import TinyLM, tokens
@@ -124,6 +124,28 @@ def fsdp():
     same = all(torch.equal(a, b.to_local()) for a, b in zip(ended, again.parameters()))
     return max(errors), max(spectra), same
 
+def smoother(wrap):
+    from torch.nn.parallel import DistributedDataParallel
+    def run(model, trained):
+        acting, optimizer = Smoother(parameter_groups(model), every=2), torch.optim.SGD(model.parameters(), lr=0.1)
+        by_norm = Smoother(parameter_groups(model))
+        for step in range(4):
+            optimizer.zero_grad()
+            trained(tokens(seed=step)).backward()
+            optimizer.step()
+        acting.remove(), by_norm.remove()
+        return [full(p.detach()) for p in model.parameters()], by_norm.state.average.item(), len(acting.log)
+    torch.manual_seed(0)
+    alone = TinyLM()
+    dist_was, dist.is_initialized = dist.is_initialized, lambda: False  # on its own, though there are others
+    expected = run(alone, alone)
+    dist.is_initialized = dist_was
+    torch.manual_seed(0)
+    model = TinyLM()
+    trained = fully_shard(model, mesh=line) if wrap == "fsdp" else DistributedDataParallel(model)
+    found = run(model, trained)
+    return distance(found[0], expected[0]), found[1] / expected[1], found[2]
+
 def refused():
     try:
         power_step(DTensor.from_local(torch.ones(4, 4), line, [Partial()]), torch.ones(4, 1))
@@ -132,7 +154,8 @@ def refused():
 
 found = {"factors": {name: factors(*way) for name, way in WAYS.items()},
          "spectra": {name: spectra(*way) for name, way in WAYS.items()},
-         "experts": experts(), "fsdp": fsdp(), "refused": refused()}
+         "experts": experts(), "fsdp": fsdp(),
+         "smoother": [smoother("fsdp"), smoother("ddp")], "refused": refused()}
 
 def talk(dim):
     weight = nn.Parameter(spread(randn(12, 16, seed=0), line, [Shard(dim)]))
@@ -192,6 +215,14 @@ def test_fsdp_trains_as_one_process_does_and_resumes(ranks):
         assert weights < 1e-3
         assert spectra < 1e-2
         assert same
+
+
+def test_smoothing_acts_alike_on_every_rank(ranks):
+    for found in ranks:
+        for weights, norm, calls in found["smoother"]:
+            assert weights < 1e-3
+            assert norm == pytest.approx(1, rel=1e-4)
+            assert calls == 2
 
 
 def test_nothing_is_gathered(ranks):
