@@ -27,10 +27,11 @@ class Smoother:
     those that `GradScaler` skips do not. scale: what gradients are multiplied by, `scaler.get_scale`, if anything;
     without it, a scale that doubles looks like a gradient that does.
 
-    Ranks decide alike, by one sum of a number over all of them a step. Under DDP that number is of the gradients as each
-    rank accumulated them, before they are averaged: larger than the average's norm, and a ratio all the same. What the optimizer owns must be the parameters
-    themselves, as it is with autocast and with FSDP 2. `log` has, for each call that smoothed, the step (from 0) and
-    |dW| / |W| of each matrix, as tensors.
+    Ranks decide alike, by one sum of a number over all of them a step. Under DDP that number is of the gradients as
+    each rank accumulated them, before they are averaged: larger than the average's norm, and a ratio all the same.
+
+    What the optimizer owns must be the parameters themselves, as it is with autocast and with FSDP 2. `log` has, for
+    each call that smoothed, the step (from 0) and |dW| / |W| of each matrix, as tensors.
 
     Raises ValueError where `every` is not 1 or more, or no matrix is there to smooth.
     """
