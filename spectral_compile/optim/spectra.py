@@ -19,6 +19,7 @@ from spectral_compile.validation import check_name
 METHODS = ("spectra", "adamw")
 # The tail's energy is the difference of two fp32 sums: below this share of the whole it is their rounding.
 _SMALLEST_TAIL = 1e-5
+_SMALLEST_RMS = 1e-30  # a momentum below it is none: dividing by it would overflow
 # Makes an entry of the update as large as an AdamW step's usually is, so that one learning rate serves both
 # (Moonlight: "Muon is Scalable for LLM Training", 2025).
 _RMS = 0.2
@@ -211,7 +212,7 @@ def _step_of_one_shape(
     M = [p.of(momenta[i]).to(wide) for p, i, _ in batch]
     V = torch.stack([basis for _, _, basis in batch])
     U, change, V, rms = clamped(M, V, part.m, part.n, part.sharding, group["iterations"])
-    size = torch.where(rms == 0, 0.0, _RMS * group["lr"] / rms)
+    size = torch.where(rms > _SMALLEST_RMS, _RMS * group["lr"] / rms, 0.0)
     decay = 1 - group["lr"] * group["weight_decay"]
     for j, (p, i, basis) in enumerate(batch):
         update = M[j] + (U[j] * change[j][..., None, :]) @ V[j].mT

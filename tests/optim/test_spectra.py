@@ -122,6 +122,13 @@ def test_zero_gradients_decay_weights_and_move_nothing_else():
     assert parameter.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-42, 1e18])
+def test_gradients_at_the_ends_of_fp32_move_weights_by_no_more_than_others(size):
+    parameter, optimizer = one(torch.zeros(8, 12), lr=1.0)
+    step(parameter, optimizer, size * torch.randn(8, 12))
+    assert parameter.abs().max() < 2
+
+
 def test_nan_does_not_reach_the_cached_subspace():
     parameter, optimizer = one(torch.randn(2, 8, 12))
     step(parameter, optimizer, torch.randn(2, 8, 12))
@@ -226,7 +233,7 @@ def train(net, optimizer, steps, schedule=None):
 
 def test_it_learns_as_well_as_adamw():
     found = {}
-    for rate in (1e-2, 3e-2, 1e-1):
+    for rate in (3e-2, 1e-1):
         for name in ("spectra", "adamw"):
             net = model()
             groups = parameter_groups(net, roles={r"^5\.weight": "head"})
