@@ -35,6 +35,11 @@ slow: $(VENV)/.dev  ## what takes minutes: left out of `make test`
 bench: $(VENV)/.bench  ## a training step's time and memory against bf16 and other quantisers
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
+.PHONY: gpu
+gpu: $(VENV)/.dev  ## on a machine with an NVIDIA GPU: the kernels' numbers, then their times; see benchmarks/gpu.py
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 

@@ -90,7 +90,8 @@ class Runner:
             spectral_compile.manual_seed(0)
 
     def forward(self) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16) if self.arm.autocast else contextlib.nullcontext():
+        device = self.workload.inputs[0].device.type
+        with torch.autocast(device, torch.bfloat16) if self.arm.autocast else contextlib.nullcontext():
             output: Tensor = self.model(*self.workload.inputs)
         return output
 

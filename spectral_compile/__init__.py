@@ -1,5 +1,7 @@
 """Four-bit training as a compiler pass: `torch.compile(model, backend="spectral")`."""
 
+from typing import Any
+
 from spectral_compile.backend import spectral
 from spectral_compile.configure import configure, exclude
 from spectral_compile.measuring.sessions import Measurements, numerics
@@ -29,3 +31,12 @@ __all__ = [
     "spectral",
     "unregister_pass",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`spectral_compile.optim` is imported when it is asked for: a backend needs no optimizer."""
+    if name == "optim":
+        import importlib
+
+        return importlib.import_module("spectral_compile.optim")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

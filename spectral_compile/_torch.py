@@ -46,6 +46,7 @@ __all__ = [
     "detect_fake_mode",
     "differentiated_outputs",
     "dynamo_source_name",
+    "global_offset",
     "graph_input_index",
     "guard_on_attribute",
     "guard_on_identity",
@@ -54,6 +55,7 @@ __all__ = [
     "inductor_mode_options",
     "inductor_modes",
     "inductor_option_names",
+    "is_strided_shard",
     "load_shared_library",
     "min_cut_rematerialization_partition",
     "replacements",
@@ -240,3 +242,17 @@ def load_shared_library(cpp_source: str, flags: Sequence[str] = ()) -> ctypes.CD
     parameters = inspect.signature(CppCodeCache.load_async).parameters
     without_probe = {"needs_vec_isa": False} if "needs_vec_isa" in parameters else {}
     return CppCodeCache.load(cpp_source, extra_flags=tuple(flags), **without_probe)
+
+
+def global_offset(tensor: Any) -> tuple[int, ...]:
+    """Where this rank's part of a DTensor begins, along each axis."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1]
+
+
+def is_strided_shard(placement: Any) -> bool:
+    """Whether a DTensor's placement deals an axis out in turns (FSDP 2 around tensor parallelism), not in one piece."""
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    return isinstance(placement, _StridedShard)

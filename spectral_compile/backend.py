@@ -29,7 +29,8 @@ from spectral_compile.config import Options
 from spectral_compile.errors import SpectralRuntimeError, SpectralValueError
 from spectral_compile.graph import facts as graph_facts
 from spectral_compile.graph.facts import GraphFacts
-from spectral_compile.lowering import cpu
+from spectral_compile.lowering import cpu, gpu
+from spectral_compile.lowering.carrier import AUTO, capability_of, check_carrier
 from spectral_compile.lowering.eager import compile_eager
 from spectral_compile.measuring.sessions import Session
 from spectral_compile.pipeline import SEED, STEP, PassManager, PostGradPasses, steps
@@ -68,7 +69,7 @@ def spectral(
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
     settings = scopes.gather(gm, parsed)
-    _check_together(settings)
+    _check_together(settings, _device(example_inputs))
     traced = Traced(gm) if parsed.dump else None
     _apply_to_dynamo_graph(gm, settings.base, traced)
     facts = graph_facts.gather(gm, example_inputs)
@@ -128,10 +129,12 @@ def _compile(
     patches[_HOOK] = joint_pass
     if joint_pass.dump is not None:
         patches["force_disable_caches"] = True  # on a hit no pass would run
-    device = _device(example_inputs).type
-    if device == "cpu":
+    device = _device(example_inputs)
+    if device.type == "cpu":
         _load_cpu_kernels()
-    compile_part = PostGradPasses(joint_pass.scopes.base, device, joint_pass.dump)
+    elif device.type == "cuda":
+        gpu.prepare(device)
+    compile_part = PostGradPasses(joint_pass.scopes.base, device.type, joint_pass.dump)
     return compile_fx(gm, example_inputs, compile_part, config_patches=patches)  # type: ignore[return-value]
 
 
@@ -170,11 +173,16 @@ def _anything_to_do(settings: Scopes) -> bool:
     return ours or registry.has_registered("joint") or registry.has_registered("post_grad")
 
 
-def _check_together(settings: Scopes) -> None:
-    """What decorators say may not go with what else is said."""
+def _check_together(settings: Scopes, device: torch.device) -> None:
+    """What decorators say may not go with what else is said, nor a carrier with a format or the device."""
+    capability = capability_of(device)
     for options in settings.all_options:
+        passes, rules = options.resolved(), options.all_rules()
         try:
-            policy.validate(options.resolved(), options.all_rules())
+            policy.validate(passes, rules)
+            if options.carrier != AUTO:
+                for formats in policy.product_formats(passes, rules):
+                    check_carrier(options.carrier, formats, device.type, capability)
         except ValueError as error:
             raise SpectralValueError(str(error)) from None
 

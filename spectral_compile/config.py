@@ -34,7 +34,7 @@ class Options:
     rules: what is different for some GEMMs; the first that matches one counts, after `exclude`.
     inference: whether graphs without a backward are quantised as well ("quantized" or "high-precision").
     codegen: "inductor", or "eager" to run the rewritten graph operator by operator (no C++ compiler needed).
-    carrier: the arithmetic that carries FP4 products ("auto" asks the device).
+    carrier: the arithmetic that carries FP4 products: "auto" asks the device; see `lowering/carrier.py`.
     dump: a folder, into which each compiled graph writes a folder of its own: `report/dump.py`.
     numerics: Numerics(...), or a number N for Numerics(every=N): what quantisation does to operands, while training.
     disable: names of passes, ours or registered ones, that are left out.
@@ -49,7 +49,7 @@ class Options:
     rules: tuple[Rule, ...] = field(default=(), metadata={"expected": "a list of Rule(...)"})
     inference: Literal["quantized", "high-precision"] = "quantized"
     codegen: Literal["inductor", "eager"] = "inductor"
-    carrier: Literal["auto", "bf16", "fp32"] = "auto"
+    carrier: Literal["auto", "native", "fp8", "bf16", "fp32"] = "auto"
     dump: str = field(default="", metadata={"expected": "the path of a folder to write to"})
     numerics: Numerics | None = field(default=None, metadata={"expected": "Numerics(...), or its `every`"})
     disable: tuple[str, ...] = field(default=(), metadata={"expected": "a list of names of passes"})

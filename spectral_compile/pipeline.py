@@ -24,6 +24,7 @@ from spectral_compile.graph.emit import PRODUCT, Emitter
 from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.graph.provenance import trace
 from spectral_compile.graph.verify import holds_spectral_operators, verify, without_value
+from spectral_compile.lowering.carrier import capabilities
 from spectral_compile.lowering.carriers import to_carriers
 from spectral_compile.lowering.planned import plan_memory
 from spectral_compile.passes.hadamard import hadamard
@@ -106,6 +107,7 @@ class PassManager(CustomGraphPass):
             self.facts,
             self.inputs,
             cpu_multiplies_bf16(),
+            capabilities(),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -11,7 +11,7 @@ from spectral_compile._torch import statically_known_true
 from spectral_compile.config import Options
 from spectral_compile.graph.provenance import Gemm, Provenance
 from spectral_compile.graph.roles import heads_and_routers
-from spectral_compile.lowering.carrier import choose_carrier
+from spectral_compile.lowering.carrier import capability_of, choose_carrier
 from spectral_compile.plan import GemmPlan, OperandPlan, Plan
 from spectral_compile.policy import operand_policy, transforms
 from spectral_compile.recipes import GemmRole, Kind, MeanCenter, QuantizeFP4, Rule
@@ -118,7 +118,9 @@ def _row(
         a=a,
         b=b,
         hadamard=transforms(options.resolved(), rule, _role(gemm)),
-        carrier=choose_carrier(value.device, value.dtype, (a.format, b.format), options.carrier),
+        carrier=choose_carrier(
+            value.device, value.dtype, (a.format, b.format), options.carrier, capability_of(value.device)
+        ),
     )
     return dataclasses.replace(row, mean_mode=center.mode, min_rows=center.min_rows) if row.centered else row
 

@@ -89,6 +89,17 @@ def validate(passes: Sequence[PassConfig], rules: Sequence[Rule]) -> None:
             raise ValueError(f"what is asked{where} cannot be done: {error}") from None
 
 
+def product_formats(passes: Sequence[PassConfig], rules: Sequence[Rule]) -> list[tuple[str, str]]:
+    """The formats of both operands of any product that may be quantised."""
+    if find(passes, QuantizeFP4) is None:
+        return []
+    everywhere = {role for rule in rules if rule.everywhere for role in rule.gemms}
+    cases: list[tuple[Rule | None, GemmRole]] = [(None, role) for role in ROLES if role not in everywhere]
+    cases += [(rule, role) for rule in rules if not rule.high_precision for role in rule.gemms]
+    found = {tuple(operand_policy(passes, rule, kind).format for kind in OPERANDS[role]) for rule, role in cases}
+    return sorted((a, b) for a, b in found)
+
+
 def rounds_stochastically(passes: Sequence[PassConfig], rules: Sequence[Rule]) -> bool:
     """Whether any operand may be, so that graphs need a seed."""
     if find(passes, QuantizeFP4) is None:

@@ -47,7 +47,10 @@ REFUSED: list[tuple[dict[Any, Any], str]] = [
         "option 'inference' cannot be 'quantised' (did you mean 'quantized'?);"
         " it is one of 'quantized', 'high-precision'",
     ),
-    ({"carrier": 8}, "option 'carrier' cannot be 8; it is one of 'auto', 'bf16', 'fp32'"),
+    (
+        {"carrier": 8},
+        "option 'carrier' cannot be 8 (did you mean 'fp8'?); it is one of 'auto', 'native', 'fp8', 'bf16', 'fp32'",
+    ),
     ({"exclude": None}, "option 'exclude' cannot be None; it is a list of regular expressions"),
     ({"exclude": ["fine", 1]}, "option 'exclude' cannot be 1; it is a list of regular expressions"),
     (

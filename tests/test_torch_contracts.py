@@ -575,3 +575,19 @@ def test_a_guard_on_identity_tells_objects_apart() -> None:
     for module in (first, second, first, second):
         call(module, torch.ones(2))
     assert compiled == 2
+
+
+def test_global_offset_and_is_strided_shard_say_where_a_part_lies(tmp_path: Path) -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        tensor = distribute_tensor(torch.ones(4, 6), init_device_mesh("cpu", (1,)), [Shard(1)])
+        assert tuple(_torch.global_offset(tensor)) == (0, 0)
+    finally:
+        distributed.destroy_process_group()
+    assert _torch.is_strided_shard(_StridedShard(0, split_factor=2))
+    assert not any(_torch.is_strided_shard(placement) for placement in (Shard(0), Replicate()))

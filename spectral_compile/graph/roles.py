@@ -26,7 +26,7 @@ _RANKING = ("topk", "sort", "argsort", "kthvalue")
 _TOP_ONE = ("argmax", "max.dim")  # ranks a top-1 router's experts, and counts a head's right answers
 _REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "var", "std", "prod", "softmax", "logsumexp", "norm")
 _SELECTIONS = ("index", "gather", "embedding_renorm", "where", "masked_fill", "split", "chunk", "unbind", "getitem")
-_HEAD_NAMES = re.compile(r"(^|\.)(lm_head|head|output|embed_out|unembed|classifier|score|logits?)$")
+HEAD_NAMES = re.compile(r"(^|\.)(lm_head|head|output|embed_out|unembed|classifier|score|logits?)$")
 
 _MIXED = "several products, or none that is a linear"
 
@@ -97,7 +97,7 @@ def _looks_like_a_head(graph: fx.Graph, gemm: Gemm, provenance: Provenance) -> s
     embedded = {name for node in embeddings for name in provenance.origin[node.args[0]].parameters}
     if gemm.weight_names & embedded:
         return "output head: its result leaves the graph and its weight is the embedding's"
-    if _HEAD_NAMES.search(gemm.layer):
+    if HEAD_NAMES.search(gemm.layer):
         return f"output head: its result leaves the graph and it is called {gemm.layer!r}"
     last = [g for g in provenance.gemms if g.role == "fprop"][-1]
     vocabularies = [node.args[0].meta["val"].shape[0] for node in embeddings]

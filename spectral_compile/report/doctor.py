@@ -13,8 +13,8 @@ from rich.table import Table
 
 from spectral_compile import config
 from spectral_compile._torch import cpu_multiplies_bf16
-from spectral_compile.lowering import cpu
-from spectral_compile.lowering.carrier import choose_carrier
+from spectral_compile.lowering import cpu, gpu
+from spectral_compile.lowering.carrier import AUTO, Capability, architecture, choose_carrier
 
 Verdict = Literal["ok", "missing", "note"]
 
@@ -76,17 +76,30 @@ def _compilers() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    carrier = choose_carrier(torch.device("cpu"), torch.bfloat16, ("nvfp4", "nvfp4"), "auto")
     has_bf16 = cpu_multiplies_bf16()
     advice = "" if has_bf16 else "no AMX or AVX512-BF16: bf16 products are slow here, fp32 ones are used"
-    yield Finding("CPU", "ok" if has_bf16 else "note", f"bf16 models multiply in {carrier}", advice)
+    yield Finding("CPU", "ok" if has_bf16 else "note", _carriers(torch.device("cpu"), None), advice)
     if not torch.cuda.is_available():
         yield Finding("GPU", "note", "none", "four-bit training is emulated exactly on the CPU")
+        return
+    kernels = gpu.has_triton()
+    without = "" if kernels else "pip install triton: until then operators run as plain torch, slowly"
+    yield Finding("GPU kernels", "ok" if kernels else "missing", "Triton" if kernels else "no Triton", without)
     for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        where = choose_carrier(torch.device("cuda", index), torch.bfloat16, ("nvfp4", "nvfp4"), "auto")
-        found = f"{torch.cuda.get_device_name(index)} (sm_{major}{minor}): bf16 models multiply in {where}"
-        yield Finding(f"GPU {index}", "note", found, "no kernels of our own yet: operators run as plain torch")
+        device = torch.device("cuda", index)
+        capability = torch.cuda.get_device_capability(device)
+        name = f"{torch.cuda.get_device_name(device)} ({architecture(capability)})"
+        yield Finding(f"GPU {index}", "ok", f"{name}: {_carriers(device, capability)}")
+
+
+def _carriers(device: torch.device, capability: Capability | None) -> str:
+    """What a bf16 model's products would run on."""
+    found = {
+        name: choose_carrier(device, torch.bfloat16, (name, name), AUTO, capability) for name in ("nvfp4", "mxfp4")
+    }
+    if len(set(found.values())) == 1:
+        return f"bf16 models multiply in {found['nvfp4']}"
+    return "bf16 models multiply " + ", ".join(f"{name} in {carrier}" for name, carrier in found.items())
 
 
 def _environment() -> Iterator[Finding]:

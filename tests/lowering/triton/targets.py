@@ -21,7 +21,7 @@ ARCHITECTURES = (80, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Compiled:
-    """ptx: assembly. registers, spilled: of a thread, and bytes of it that went to memory. shared: bytes a block."""
+    """ptx: the assembly. registers: of a thread. spilled: bytes of it that went to memory. shared: bytes of a block."""
 
     ptx: str
     registers: int

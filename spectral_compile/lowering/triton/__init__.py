@@ -1,0 +1,1 @@
+"""Triton kernels behind the spectral:: operators on NVIDIA GPUs. Nothing here is imported before a GPU is in play."""
