@@ -4,6 +4,28 @@ Each has a schema, a fake kernel (shapes, dtypes and strides exact) and a plain-
 them runs anywhere with the same numbers. `lowering/` gives devices faster kernels under the same names.
 """
 
-from spectral_compile.ops import center, dequantize, hadamard, measure, quantize, round, scaled_mm, split_mm, token_mean
+from spectral_compile.ops import (
+    center,
+    dequantize,
+    hadamard,
+    measure,
+    quantize,
+    quantize_pair,
+    round,
+    scaled_mm,
+    split_mm,
+    token_mean,
+)
 
-__all__ = ["center", "dequantize", "hadamard", "measure", "quantize", "round", "scaled_mm", "split_mm", "token_mean"]
+__all__ = [
+    "center",
+    "dequantize",
+    "hadamard",
+    "measure",
+    "quantize",
+    "quantize_pair",
+    "round",
+    "scaled_mm",
+    "split_mm",
+    "token_mean",
+]
