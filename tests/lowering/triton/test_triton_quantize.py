@@ -19,7 +19,7 @@ from tests.lowering.triton.interpreted import Run, interpreted  # noqa: F401
 
 # Around the lengths of a block (16, 32) and of a tile (64 rows, 128 columns).
 SIZES = (1, 2, 15, 16, 17, 33, 63, 64, 65, 127, 129)
-QUICK = settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 def assert_as_reference(run: Run, x: Tensor, side: Side, axis: int) -> None:
