@@ -21,10 +21,10 @@ class Tile:
 
 
 # 64 elements a thread: enough loads in flight at three or four blocks of four warps a multiprocessor (120 to 170
-# registers). Whole lines are read and written along rows, half lines of codes down columns. To weigh two scales takes
-# more registers, so half as many elements a thread.
+# registers). Whole lines are read, half lines of codes written along rows, a sector of them down columns. What takes
+# more registers has half as many elements a thread.
 QUANTIZE = Tile(64, 8, 4)
-QUANTIZE_FOUR_SIX = Tile(64, 8, 8)
+QUANTIZE_HEAVY = Tile(64, 8, 8)
 AMAX = Tile(64, 8, 4)
 CENTER = Tile(32, 8, 4)
 VALUES = Tile(32, 16, 4)

@@ -128,7 +128,7 @@ _NO_CONSTANTS = ("", "", 1, False)
 
 def _launch(x: Tensor, row: _Side | None, col: _Side | None) -> None:
     sides = [side for side in (row, col) if side is not None]
-    tile = how.QUANTIZE_FOUR_SIX if any(side.scale == "four_six" for side in sides) else how.QUANTIZE
+    tile = how.QUANTIZE_HEAVY if _is_heavy(sides) else how.QUANTIZE
     same_mean = row is not None and col is not None and row.mean is col.mean and row.rows is col.rows
     launch(
         *(quantize_tiles, tile.count(x), tile.warps, *matrix(x)),
@@ -138,6 +138,12 @@ def _launch(x: Tensor, row: _Side | None, col: _Side | None) -> None:
         *(col.constants() if col else _NO_CONSTANTS),
         *(same_mean, tile.rows, tile.groups),
     )
+
+
+def _is_heavy(sides: list[_Side]) -> bool:
+    """Whether 64 elements a thread would not fit in 255 registers."""
+    draws_for_mxfp4 = any(side.format == "mxfp4" and side.seed is not None for side in sides)
+    return any(side.scale == "four_six" for side in sides) or (len(sides) == 2 and draws_for_mxfp4)
 
 
 def _amax(x: Tensor, mean: Tensor | None, rows: Tensor | None, hadamard_axis: int | None, out: Tensor) -> None:

@@ -36,13 +36,13 @@ def compile_for(
 ) -> Compiled:
     """`kernel` (a `triton.jit` function) for sm_<architecture>.
 
-    arguments: by name, a type as Triton writes it ("*bf16", "i32", "fp32"), None for a tensor that is absent or, for a
-    constexpr, its value. divisible: arguments that are multiples of 16, which a launch finds out by itself and which
-    decides how memory is read.
+    arguments: by name, a type as Triton writes it ("*bf16", "i32", "fp32"), None for a tensor that is absent, or a
+    value: of a constexpr, or 1, for which a launch compiles apart. divisible: arguments that are multiples of 16, which
+    a launch finds out by itself and which decides how memory is read.
     options: num_warps, num_stages and so on.
     """
     names = kernel.arg_names
-    constant = {p.name for p in kernel.params if p.is_constexpr or arguments[p.name] is None}
+    constant = {p.name for p in kernel.params if p.is_constexpr or not isinstance(arguments[p.name], str)}
     signature = {name: "constexpr" if name in constant else arguments[name] for name in names}
     source = ASTSource(
         kernel,
