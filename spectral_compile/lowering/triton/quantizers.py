@@ -3,6 +3,7 @@
 Nothing here waits for the device, so a CUDA graph can hold it. Importing this imports Triton.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +171,8 @@ def kernels() -> dict[str, Callable[..., None]]:
     return {function.__name__: function for function in functions}
 
 
+@functools.cache
 def register() -> None:
-    """Put these functions behind the operators on NVIDIA GPUs."""
+    """Put these functions behind the operators on NVIDIA GPUs; once, however often it is called."""
     for name, kernel in kernels().items():
         implement(name, kernel, "CUDA")

@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def take_apart(low, high, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    """A tile's halves [ROWS, GROUPS, 8] (see tiles.py) as sixteen tensors [ROWS, GROUPS]."""
+    """A tile's halves [ROWS, GROUPS * 8] (see tiles.py) as sixteen tensors [ROWS, GROUPS]."""
     low = tl.reshape(low, [ROWS, GROUPS, 2, 2, 2])
     high = tl.reshape(high, [ROWS, GROUPS, 2, 2, 2])
     return _halve(_halve(_halve((low,), 1), 2), 4) + _halve(_halve(_halve((high,), 1), 2), 4)

@@ -1,7 +1,8 @@
 """A matrix on a GPU, read tile by tile as fp32, perhaps less its mean.
 
-A tile [ROWS, GROUPS * 16] is a pair of tensors [ROWS, GROUPS, 8], the first and the second eight elements of each
+A tile [ROWS, GROUPS * 16] is a pair of tensors [ROWS, GROUPS * 8], the first and the second eight elements of each
 group: 16 bytes of bf16 are one load, so both halves of a group are loaded by one thread, which then has all of it.
+(With three dimensions, Triton 3.6 would have the threads of a warp load from as many rows.)
 """
 
 import triton
@@ -55,15 +56,22 @@ def center(tile, mean, counting, rows, cols, first_row, first_col, ROWS: tl.cons
 def transpose(tile, ROWS: tl.constexpr, GROUPS: tl.constexpr):
     """A tile [ROWS, GROUPS * 16] as a tile [GROUPS * 16, ROWS]: through shared memory, once."""
     COLS: tl.constexpr = GROUPS * 16
-    whole = tl.reshape(tl.permute(tl.join(tile[0], tile[1]), (0, 1, 3, 2)), [ROWS, COLS])
-    halves = tl.reshape(tl.trans(whole), [COLS, ROWS // 16, 2, 8])
+    halves = tl.reshape(tl.trans(whole(tile, ROWS, GROUPS)), [COLS, ROWS // 16, 2, 8])
     low, high = tl.split(tl.permute(halves, (0, 1, 3, 2)))
-    return low, high
+    return tl.reshape(low, [COLS, ROWS // 2]), tl.reshape(high, [COLS, ROWS // 2])
+
+
+@triton.jit
+def whole(tile, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    """A tile as one tensor [ROWS, GROUPS * 16]."""
+    low = tl.reshape(tile[0], [ROWS, GROUPS, 8])
+    high = tl.reshape(tile[1], [ROWS, GROUPS, 8])
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 1, 3, 2)), [ROWS, GROUPS * 16])
 
 
 @triton.jit
 def _places(first_row, first_col, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    """The rows and columns of a tile's elements: [ROWS, 1, 1], and [1, GROUPS, 8] for either half."""
-    groups = indices(first_col // 16, GROUPS)[None, :, None] * 16
-    eight = tl.arange(0, 8)[None, None, :]
-    return indices(first_row, ROWS)[:, None, None], groups + eight, groups + (8 + eight)
+    """The rows and columns of a tile's elements: [ROWS, 1], and [1, GROUPS * 8] for either half."""
+    i = tl.arange(0, GROUPS * 8)
+    low = first_col + ((i // 8) * 16 + i % 8).to(tl.int64)[None, :]
+    return indices(first_row, ROWS)[:, None], low, low + 8

@@ -64,8 +64,8 @@ def centered(
     first_row = (program // across).to(tl.int64) * ROWS
     first_col = (program % across).to(tl.int64) * (GROUPS * 16)
     tile = tiles.read(x, row_stride, col_stride, rows, cols, first_row, first_col, ROWS, GROUPS)
-    low, high = tiles.center(tile, mean, counting, rows, cols, first_row, first_col, ROWS, GROUPS)
-    whole = tl.reshape(tl.permute(tl.join(low, high), (0, 1, 3, 2)), [ROWS, GROUPS * 16])
+    tile = tiles.center(tile, mean, counting, rows, cols, first_row, first_col, ROWS, GROUPS)
+    values = tiles.whole(tile, ROWS, GROUPS)
     r = indices(first_row, ROWS)[:, None]
     c = indices(first_col, GROUPS * 16)[None, :]
-    tl.store(result + r * cols + c, whole, mask=(r < rows) & (c < cols))
+    tl.store(result + r * cols + c, values, mask=(r < rows) & (c < cols))
