@@ -27,6 +27,7 @@ from spectral_compile.graph.verify import holds_spectral_operators, verify, with
 from spectral_compile.lowering.carrier import capabilities
 from spectral_compile.lowering.carriers import to_carriers
 from spectral_compile.lowering.planned import plan_memory
+from spectral_compile.lowering.triton.pairs import pair_quantizers
 from spectral_compile.passes.hadamard import hadamard
 from spectral_compile.passes.mean_center import mean_center
 from spectral_compile.passes.numerics import numerics
@@ -119,7 +120,7 @@ class PassManager(CustomGraphPass):
 
 
 class PostGradPasses:
-    """What compiles each partitioned graph: our last passes, on a CPU, and users'; then Inductor.
+    """What compiles each partitioned graph: our last passes for the device, and users'; then Inductor.
 
     Inductor has a hook for such passes as well; but what runs there makes it compute the value of every node behind a
     new one afresh, which costs more than the passes. `PassManager.uuid` covers what these depend on.
@@ -127,7 +128,11 @@ class PostGradPasses:
 
     def __init__(self, options: Options, device: str, dump: Dump | None = None) -> None:
         self.dump = dump
-        ours: dict[str, Step] = {"to_carriers": to_carriers, "plan_memory": plan_memory} if device == "cpu" else {}
+        ours: dict[str, Step] = {}
+        if device == "cpu":
+            ours = {"to_carriers": to_carriers, "plan_memory": plan_memory}
+        elif device == "cuda":
+            ours = {"pair_quantizers": pair_quantizers}
         self.steps = list(steps("post_grad", options, ours))  # now: a backward may be compiled much later
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Any:

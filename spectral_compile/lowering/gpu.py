@@ -12,7 +12,7 @@ def has_triton() -> bool:
 
 
 def prepare(device: torch.device) -> None:
-    """Have products on `device`, a GPU, computed by kernels."""
+    """Have operators on `device`, a GPU, computed by kernels."""
     if has_triton():
         _register()
         from spectral_compile.lowering.triton.multiply import lost_blocks
@@ -22,6 +22,7 @@ def prepare(device: torch.device) -> None:
 
 @functools.cache
 def _register() -> None:
-    from spectral_compile.lowering.triton import products
+    from spectral_compile.lowering.triton import products, quantizers
 
+    quantizers.register()
     products.register()

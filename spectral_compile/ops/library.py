@@ -53,6 +53,11 @@ def implement(name: str, kernel: Kernel, dispatch_key: str) -> None:
         _library.impl(f"{name}{_PLANNED}.out", _called_with_out(schema, kernel), dispatch_key)
 
 
+def fake_of(name: str) -> Kernel:
+    """The fake kernel of an operator: what lays its results out."""
+    return _declared[name][1]
+
+
 def planned(operator: Any) -> Any:
     """The twin of an operator whose results Inductor (2.13 and later) places in memory that it plans, and reuses; for
     calls all of whose results are read. None where there is none.

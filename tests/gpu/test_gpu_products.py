@@ -37,7 +37,7 @@ def skip_unless_possible(carrier: str, formats: tuple[str, str]) -> None:
 @pytest.mark.parametrize("formats", OPERANDS, ids="-".join)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products_are_the_references(shape: tuple, formats: tuple, k_last: tuple, carrier: str) -> None:
-    from tests.lowering.triton.cases import assert_right, product
+    from tests.lowering.triton.product_cases import assert_right, product
 
     skip_unless_possible(carrier, formats)
     # Hopper's FP8 units cut each of 32 products off 13 bits below the largest.
@@ -63,7 +63,7 @@ def test_every_code_with_every_scale_is_exact(dtype: torch.dtype, format: str) -
 
 
 def test_the_same_product_twice_is_the_same_to_the_bit() -> None:
-    from tests.lowering.triton.cases import computed, product
+    from tests.lowering.triton.product_cases import computed, product
 
     arguments = on_gpu(product((512, 512, 2048)))
     assert torch.equal(computed(arguments), computed(arguments))

@@ -1,1 +1,1 @@
-"""Triton kernels behind the spectral:: operators on NVIDIA GPUs. Nothing here is imported before a GPU is in play."""
+"""Triton kernels behind the spectral:: operators on NVIDIA GPUs. Importing this package does not import Triton."""

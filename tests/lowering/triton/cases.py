@@ -1,64 +1,77 @@
-"""Products of random codes, and how far a kernel may be from the reference: what tests on a GPU share with others."""
+"""Quantisers and operands on which GPU kernels are compared with the references: interpreted, or on a GPU."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis.strategies as st
 import torch
 from torch import Tensor
 
 from spectral_compile.formats import FORMATS
-from spectral_compile.lowering.triton import products
-from spectral_compile.ops.scaled_mm import scaled_mm as reference
+from tests.lowering.matrices import RULES, laid_out, values
 
-# Scale bytes that are finite and not negative; MXFP4's such that products stay within fp32.
-SCALE_BYTES = {"nvfp4": (0, 0x7F), "mxfp4": (120, 134)}
-# The interpreter does not round to bf16, it truncates.
-ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LAYOUTS = ("plain", "transposed", "padded rows", "padded columns", "every other", "offset", "expanded")
+KINDS = ("gaussian", "outliers", "edges", "subnormal", "ties", "zeros")
 
 
-def quantized(rows: int, cols: int, format: str, square: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Random codes and scales for [rows, cols], in the padding too."""
-    kind = FORMATS[format]
-    blocks, tiles = -(-cols // kind.block), -(-rows // (kind.block if square else 1))
-    codes = torch.randint(256, (rows, blocks * kind.block // 2), dtype=torch.uint8)
-    scales = torch.randint(*SCALE_BYTES[format], (tiles, blocks), dtype=torch.uint8)
-    return codes, scales.view(kind.scale_dtype), torch.tensor(0.0037 if format == "nvfp4" else 1.0)
+@dataclass(frozen=True)
+class Side:
+    """One quantisation of a matrix: what `spectral::quantize` takes of it."""
+
+    mean: Tensor | None = None
+    rows: Tensor | None = None
+    seed: Tensor | None = None
+    format: str = "nvfp4"
+    scale: str | None = None
+    tile_rows: int = 1
+    hadamard: bool = False
+    stream: int = 0
+    amax: Tensor | None = None
+
+    def arguments(self, x: Tensor, axis: int) -> tuple[Any, ...]:
+        """Of `spectral::quantize`."""
+        scale = self.scale or FORMATS[self.format].scales[0]
+        how = (self.format, scale, axis, self.tile_rows, self.hadamard, self.stream)
+        return (x, self.mean, self.rows, self.seed, *how, self.amax)
+
+    def in_pair(self) -> tuple[Any, ...]:
+        """Of `spectral::quantize_pair`."""
+        scale = self.scale or FORMATS[self.format].scales[0]
+        how = (self.format, scale, self.tile_rows, self.hadamard, self.stream)
+        return (self.mean, self.rows, self.seed, *how, self.amax)
 
 
-def product(
-    shape: tuple[int, int, int],
-    formats: tuple[str, str] = ("nvfp4", "nvfp4"),
-    k_last: tuple[bool, bool] = (True, True),
-    square: tuple[bool, bool] = (False, False),
-    term: tuple[Tensor | None, Tensor | None] = (None, None),
-    carrier: str = "bf16",
-    out_dtype: torch.dtype = torch.float32,
-) -> tuple:
-    """Arguments of `spectral::scaled_mm`."""
-    m, n, k = shape
-    a = quantized(*((m, k) if k_last[0] else (k, m)), formats[0], square[0])
-    b = quantized(*((n, k) if k_last[1] else (k, n)), formats[1], square[1])
-    return (*a, *b, *term, m, n, k, *k_last, *formats, carrier, out_dtype)
+def square(format: str) -> int:
+    return FORMATS[format].block
 
 
-def computed(arguments: tuple) -> Tensor:
-    m, n, out_dtype = arguments[8], arguments[9], arguments[-1]
-    out = torch.full((m, n), 77, dtype=out_dtype, device=arguments[0].device)
-    products.scaled_mm(*arguments, out=(out,))
-    return out
+@st.composite
+def matrices(draw: st.DrawFn, sizes: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    rows, cols = draw(st.sampled_from(sizes)), draw(st.sampled_from(sizes))
+    x = values(rows, cols, draw(st.sampled_from(KINDS)), draw(st.sampled_from(DTYPES)), generator)
+    return laid_out(x, draw(st.sampled_from(LAYOUTS)))
 
 
-def assert_right(arguments: tuple, sums: float | None = None) -> None:
-    """To the rounding of sums, in whatever order, and of the result. sums: the first, relative to the sum of
-    magnitudes; of fp32 additions where None.
-    """
-    got, expected = computed(arguments).double(), reference(*arguments[:-1], torch.float32).double()
-    magnitude = reference(*_magnitudes(arguments), torch.float32).double()
-    k, out_dtype = arguments[10], arguments[-1]
-    bound = (2.0**-24 * (k + 8) if sums is None else sums) * magnitude
-    bound += ROUNDING[out_dtype] * (expected.abs() + bound) + 2.0**-24 * k * magnitude
-    assert bool(((got - expected).abs() <= bound + 1e-38).all())
-
-
-def _magnitudes(arguments: tuple) -> tuple:
-    """The same product of magnitudes."""
-    a_codes, a_scales, a_tensor, b_codes, b_scales, b_tensor, left, right, *rest = arguments[:-1]
-    terms = (x if x is None else x.abs() for x in (left, right))
-    return (a_codes & 0x77, a_scales, a_tensor, b_codes & 0x77, b_scales, b_tensor, *terms, *rest)
+@st.composite
+def sides(draw: st.DrawFn, x: Tensor) -> Side:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    rows, cols = x.shape
+    mean = torch.randn(cols, generator=generator) * (x.float().abs().max() if x.numel() else 1)
+    # Only 0 and 1 are promised; with others a fused multiply-add would show.
+    weights = draw(st.sampled_from([None, (0.0, 1.0), (0.3, 1 / 3)]))
+    counting = None if weights is None else torch.tensor(weights)[torch.arange(rows) * 7 % 3 % 2]
+    centred = draw(st.booleans())
+    format, scale = draw(st.sampled_from(RULES))
+    seed = None if scale == "four_six" else draw(st.none() | st.integers(-(2**63), 2**63 - 1))
+    return Side(
+        mean=mean if centred else None,
+        rows=counting if centred else None,
+        seed=None if seed is None else torch.tensor([seed]),
+        format=format,
+        scale=scale,
+        tile_rows=draw(st.sampled_from([1, square(format)])),
+        hadamard=draw(st.booleans()),
+        stream=draw(st.sampled_from([0, 1, 12345, 2**31, 2**32 - 1])),
+    )

@@ -10,7 +10,7 @@ from spectral_compile.lowering.triton import multiply
 from spectral_compile.lowering.triton.configs import Config
 from spectral_compile.lowering.triton.operands import operand
 from spectral_compile.ops.scaled_mm import scaled_mm as reference
-from tests.lowering.triton.cases import assert_right, computed, product, quantized
+from tests.lowering.triton.product_cases import assert_right, computed, product, quantized
 
 pytestmark = pytest.mark.skipif("not __import__('triton').knobs.runtime.interpret", reason="see conftest.py")
 

@@ -13,7 +13,7 @@ from spectral_compile.lowering.triton.operands import operand
 from spectral_compile.ops.dequantize import carried
 from spectral_compile.ops.scaled_mm import scaled_mm as reference
 from tests.fake_kernels import equal_bits
-from tests.lowering.triton.cases import ROUNDING, assert_right, computed, product
+from tests.lowering.triton.product_cases import ROUNDING, assert_right, computed, product
 
 pytestmark = pytest.mark.skipif("not __import__('triton').knobs.runtime.interpret", reason="see conftest.py")
 

@@ -21,7 +21,9 @@ ARCHITECTURES = (80, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Compiled:
-    """ptx: the assembly. registers: of a thread. spilled: bytes of it that went to memory. shared: bytes of a block."""
+    """ptx: the assembly. registers: of a thread. spilled: bytes of its stack, which nothing but spills needs. shared:
+    bytes a block.
+    """
 
     ptx: str
     registers: int
@@ -34,12 +36,13 @@ def compile_for(
 ) -> Compiled:
     """`kernel` (a `triton.jit` function) for sm_<architecture>.
 
-    arguments: by name, a type as Triton writes it ("*bf16", "i32", "fp32") or, for a constexpr, its value. divisible:
-    arguments that are multiples of 16, which a launch finds out by itself and which decides how memory is read.
+    arguments: by name, a type as Triton writes it ("*bf16", "i32", "fp32"), None for a tensor that is absent, or a
+    value: of a constexpr, or 1, for which a launch compiles apart. divisible: arguments that are multiples of 16, which
+    a launch finds out by itself and which decides how memory is read.
     options: num_warps, num_stages and so on.
     """
     names = kernel.arg_names
-    constant = {name for parameter, name in zip(kernel.params, names, strict=True) if parameter.is_constexpr}
+    constant = {p.name for p in kernel.params if p.is_constexpr or not isinstance(arguments[p.name], str)}
     signature = {name: "constexpr" if name in constant else arguments[name] for name in names}
     source = ASTSource(
         kernel,
@@ -49,7 +52,7 @@ def compile_for(
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     used = _resources(compiled.asm["cubin"])
-    return Compiled(compiled.asm["ptx"], used["REG"], used["LOCAL"], compiled.metadata.shared)
+    return Compiled(compiled.asm["ptx"], used["REG"], max(used["STACK"], used["LOCAL"]), compiled.metadata.shared)
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -58,4 +61,4 @@ def _resources(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         printed = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name: int(number) for name, number in re.findall(r"(REG|LOCAL):(\d+)", printed)}
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", printed)}
