@@ -111,16 +111,16 @@ def test_the_kernels_that_came_of_each_product() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         (graph,) = explain(Net(), x(), options={"recipe": "nvfp4-plain"}).graphs
     found = {(p.plan.layer, p.plan.role): p.kernels for p in graph.products}
-    assert found["up", "fprop"] == ("round", "carry", "mm, bfloat16")  # the weight's codes are kept, for dgrad
-    assert found["up", "dgrad"] == ("round", "carry", "mm, bfloat16")
-    assert found["up", "wgrad"] == ("round", "carry", "mm, bfloat16")  # the gradient, and what was saved of x
+    assert found["up", "fprop"] == ("round", "carry", "product_plus_row, bfloat16")  # the weight's codes are kept, for dgrad
+    assert found["up", "dgrad"] == ("round", "carry", "product, bfloat16")
+    assert found["up", "wgrad"] == ("round", "carry", "product, bfloat16")  # the gradient, and what was saved of x
     (graph,) = explain(Net(), x(), options={"recipe": "identity"}).graphs
     assert {p.kernels[-1] for p in graph.products} == {"scaled_mm"}
     (graph,) = explain(Net(), x(), options={"exclude": "."}).graphs
     assert {p.kernels for p in graph.products} == {()}
     with torch.no_grad():
         (graph,) = explain(Net().eval(), x()).graphs
-    assert {p.kernels for p in graph.products} == {("round", "round", "mm, float32")}
+    assert {p.kernels for p in graph.products} == {("round", "round", "product_plus_row, float32")}
 
 
 def test_under_no_grad_only_the_forward_is_explained() -> None:
