@@ -49,6 +49,18 @@ def matrix(x: Tensor) -> tuple[Any, ...]:
     return (x, *x.shape, *x.stride())
 
 
+def lies_transposed(x: Tensor) -> bool:
+    """Whether x is contiguous down its columns: then kernels that read along rows are given x.t()."""
+    return x.stride(0) == 1 and x.stride(1) != 1
+
+
+def factors(x: Tensor, mean: Tensor | None, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What rows (outer) mean, taken out of x, are called where x may be given transposed."""
+    if mean is None or not lies_transposed(x):
+        return fp32(mean), None if mean is None else fp32(rows)
+    return fp32(x.new_ones(x.shape[0]) if rows is None else rows), fp32(mean)
+
+
 def fp32(t: Tensor | None) -> Tensor | None:
     """Contiguous fp32, as vectors are read."""
     return None if t is None else t.to(torch.float32).contiguous()

@@ -16,7 +16,7 @@ from spectral_compile.lowering.triton import launch as how
 from spectral_compile.lowering.triton import means, values
 from spectral_compile.lowering.triton.device.amax import amax_of_tiles, finish_amax
 from spectral_compile.lowering.triton.device.quantize import quantize_tiles
-from spectral_compile.lowering.triton.launch import fp32, launch, matrix
+from spectral_compile.lowering.triton.launch import factors, fp32, launch, lies_transposed, matrix
 from spectral_compile.ops import quantize as quantize_op
 from spectral_compile.ops import round as round_op
 from spectral_compile.ops.library import copy_into, implement
@@ -86,7 +86,7 @@ def amax(x: Tensor, mean: Tensor | None, rows: Tensor | None, *, out: tuple[Tens
     """spectral::amax of x [M, K]: [] fp32."""
     if x.dtype not in FLOATS or not x.numel():
         return copy_into(out, round_op.amax(x, mean, rows))
-    return _amax(x, fp32(mean), fp32(rows), None, out[0])
+    return _amax(x, mean, rows, None, out[0])
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,16 @@ class _Side:
 
     def arguments(self) -> tuple[Any, ...]:
         codes, scales, tensor_scale = self.out
-        mean, rows, amax = fp32(self.mean), fp32(self.rows), fp32(self.amax)
-        rows = rows if mean is not None else None
+        amax = fp32(self.amax)
         if FORMATS[self.format].tensor_scale is None:
             amax = None
         elif amax is None:
             amax = self.x.new_empty((), dtype=torch.float32)
-            _amax(self.x, mean, rows, self.axis if self.hadamard else None, amax)
+            _amax(self.x, self.mean, self.rows, self.axis if self.hadamard else None, amax)
         seed = None if self.seed is None else self.seed.to(torch.int64)
         stream = self.stream - 2**32 if self.stream >= 2**31 else self.stream  # the same 32 bits
-        return (mean, rows, amax, seed, stream, codes.view(torch.int64), scales.view(torch.uint8), tensor_scale)
+        stored = (codes.view(torch.int64), scales.view(torch.uint8), tensor_scale)
+        return (*factors(self.x, self.mean, self.rows), amax, seed, stream, *stored)
 
     def constants(self) -> tuple[Any, ...]:
         return (self.format, self.scale, self.tile_rows, self.hadamard)
@@ -131,6 +131,8 @@ def _launch(x: Tensor, row: _Side | None, col: _Side | None) -> None:
     sides = [side for side in (row, col) if side is not None]
     tile = how.QUANTIZE_HEAVY if _is_heavy(sides) else how.QUANTIZE
     same_mean = row is not None and col is not None and row.mean is col.mean and row.rows is col.rows
+    if lies_transposed(x):
+        x, row, col = x.t(), col, row
     launch(
         *(quantize_tiles, tile.count(x), tile.warps, *matrix(x)),
         *(row.arguments() if row else _NOTHING),
@@ -149,12 +151,12 @@ def _is_heavy(sides: list[_Side]) -> bool:
 
 def _amax(x: Tensor, mean: Tensor | None, rows: Tensor | None, hadamard_axis: int | None, out: Tensor) -> None:
     """The largest magnitude of x less its mean, transformed along an axis or not, to out []; NaN where not finite."""
-    tile = how.AMAX
-    programs = min(tile.count(x), how.AMAX_PROGRAMS)
+    tile, transposed = how.AMAX, lies_transposed(x)
+    programs = min(tile.count(x.t() if transposed else x), how.AMAX_PROGRAMS)
     partials = x.new_empty(programs, dtype=torch.int32)
-    transform = (hadamard_axis is not None, hadamard_axis == 0)
+    transform = (hadamard_axis is not None, hadamard_axis == (1 if transposed else 0))
     launch(
-        *(amax_of_tiles, programs, tile.warps, *matrix(x), mean, rows, partials),
+        *(amax_of_tiles, programs, tile.warps, *matrix(x.t() if transposed else x), *factors(x, mean, rows), partials),
         *(*transform, tile.rows, tile.groups),
     )
     launch(finish_amax, 1, 4, partials, programs, out, how.SEARCH)

@@ -103,7 +103,7 @@ LAUNCHES: dict[str, Launch] = {
     "four_six": _quantize(_FOUR_SIX, _FOUR_SIX, how.QUANTIZE_HEAVY),
     "columns": _quantize(None, Side()),
     "rows, fp32": _quantize(Side(), None, x="*fp32"),
-    "rows, transposed": _quantize(Side(), None, row_stride=1, col_stride="i32"),
+    "rows, strided": _quantize(Side(), None, col_stride="i32"),
     "amax": Launch(
         amax_of_tiles,
         {**_CENTERED, "partials": "*i32", "HADAMARD": False, "DOWN": False, **_tiled(how.AMAX)},

@@ -8,11 +8,12 @@ import torch
 
 from spectral_compile.lowering.triton.launch import launch
 from tests.lowering.triton.launches import LAUNCHES, compiled
-from tests.lowering.triton.targets import ARCHITECTURES, Compiled
+from tests.lowering.triton.targets import ARCHITECTURES, Compiled, compile_for
 
 # One for each configuration, and on one architecture what takes most registers; to compile the rest takes long.
 EACH_TILE = ("columns", "weight, four_six", "amax", "sum_chunks", "values", "center")
 QUICK = [(architecture, name) for architecture in ARCHITECTURES for name in EACH_TILE] + [(90, "gradient")]
+EXACT = {"enable_fp_fusion": False}
 ALL = [(architecture, name) for architecture in ARCHITECTURES for name in LAUNCHES]
 
 
@@ -36,7 +37,7 @@ def check(name: str, kernel: Compiled) -> None:
     if name in FUSED:
         fused = re.findall(r"\bfma\.rn\.f32(x2)?", kernel.ptx)  # Blackwell has instructions for two
         assert sum(2 if x2 else 1 for x2 in fused) == FUSED[name] * 64
-    if name not in ("finish_amax", "count_rows", "finish_means", "values"):
+    if name not in ("finish_amax", "count_rows", "finish_means", "values", "rows, strided"):
         assert re.search(r"ld\.global[a-z0-9_.:]*\.v4\.b32", kernel.ptx)
         assert not re.search(r"ld\.global[a-z0-9_.:]*\.b16\b", kernel.ptx)
     if LAUNCHES[name].kernel is LAUNCHES["gradient"].kernel:  # codes leave in 8 bytes a group and more
@@ -46,6 +47,14 @@ def check(name: str, kernel: Compiled) -> None:
 # Multiply-adds that are meant, for each of a thread's 64 elements: two where rounding is to nearest, one where it is
 # stochastic.
 FUSED = {"activation": 4, "gradient": 2, "weight": 2, "columns": 2, "rows, fp32": 2, "amax": 0}
+
+
+@pytest.mark.parametrize("name", ["weight", "columns", "amax", "sum_chunks", "values", "center"])
+def test_one_element(name: str) -> None:
+    """Extents of 1 are constants to Triton, as nothing shows that is interpreted."""
+    launch = LAUNCHES[name]
+    ones = {k: 1 for k, v in launch.arguments.items() if v == "i32" and not k.endswith("stream")}
+    assert compile_for(90, launch.kernel, {**launch.arguments, **ones}, num_warps=launch.warps, **EXACT).spilled == 0
 
 
 def test_a_launch_fuses_nothing() -> None:

@@ -194,7 +194,9 @@ def test_a_quantiser_that_does_not_exist_is_refused(interpreted: Run) -> None:  
 
 def test_layouts_are_read_as_they_lie(interpreted: Run) -> None:  # noqa: F811
     x = torch.randn(65, 129).bfloat16()
-    expected = reference(*Side().arguments(x, 0))
-    for layout in ("transposed", "every other", "padded columns"):
-        found = interpreted("quantize", *Side().arguments(laid_out(x, layout), 0))
-        assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+    side = Side(torch.randn(129), torch.rand(65), tile_rows=16)
+    col = Side(torch.randn(129), None, torch.tensor([3]), "mxfp4", hadamard=True)
+    for layout in ("transposed", "every other"):
+        assert_pair_as_reference(interpreted, laid_out(x, layout), side, col)
+    assert_as_reference(interpreted, laid_out(x, "padded columns"), replace(col, format="nvfp4"), 0)
+    assert_as_reference(interpreted, laid_out(x, "transposed"), replace(side, hadamard=True), 1)
