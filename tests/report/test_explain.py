@@ -111,7 +111,7 @@ def test_the_kernels_that_came_of_each_product() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         (graph,) = explain(Net(), x(), options={"recipe": "nvfp4-plain"}).graphs
     found = {(p.plan.layer, p.plan.role): p.kernels for p in graph.products}
-    assert found["up", "fprop"] == ("round", "carry", "product_plus_row, bfloat16")  # the weight's codes are kept, for dgrad
+    assert found["up", "fprop"] == ("round", "carry", "product_plus_row, bfloat16")  # the codes are kept, for dgrad
     assert found["up", "dgrad"] == ("round", "carry", "product, bfloat16")
     assert found["up", "wgrad"] == ("round", "carry", "product, bfloat16")  # the gradient, and what was saved of x
     (graph,) = explain(Net(), x(), options={"recipe": "identity"}).graphs
