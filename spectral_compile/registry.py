@@ -17,7 +17,11 @@ _Function = TypeVar("_Function", bound=UserPass)
 
 # Ours, in order: what is transformed is the residual, and what is quantised is what was transformed.
 JOINT = ("mean_center", "hadamard", "quantize_fp4", "numerics")
-OURS: dict[Stage, tuple[str, ...]] = {"dynamo": (), "joint": JOINT, "post_grad": ("to_carriers", "plan_memory")}
+OURS: dict[Stage, tuple[str, ...]] = {
+    "dynamo": ("weight_smoothing",),
+    "joint": JOINT,
+    "post_grad": ("to_carriers", "plan_memory"),
+}
 
 
 @dataclass(frozen=True)
