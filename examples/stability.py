@@ -70,6 +70,10 @@ class Outcome:
     triggers: int
     diverged_at: int | None
 
+    def as_dict(self) -> dict[str, float | None]:
+        """JSON-ready data, which knows no infinity: None."""
+        return {name: None if value == math.inf else value for name, value in asdict(self).items()}
+
 
 class Intervention:
     """What an arm does on a trigger; `smooth` does it by itself."""
@@ -180,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for arm in ARMS:
             outcomes = [train(case, arm, seed, args.steps, corpus) for seed in range(args.seeds)]
             print(row(arm, outcomes), flush=True)
-            record.append({"case": asdict(case), "arm": arm, "runs": [asdict(o) for o in outcomes]})
+            record.append({"case": asdict(case), "arm": arm, "runs": [o.as_dict() for o in outcomes]})
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "result.json").write_text(
                 json.dumps({"steps": args.steps, "corpus": corpus.digest, "arms": record}, indent=2) + "\n"

@@ -46,6 +46,7 @@ def test_a_run_without_a_number_has_no_loss():
     lost = Outcome(0, float("inf"), float("inf"), 1, 30)
     kept = Outcome(1, 2.5, 3.0, 0, None)
     assert row("none", [lost, kept]) == "| none | 1 of 2, at step 30 to 30 | 2.500 (2.500 to 2.500) | inf | 0.5 |"
+    assert lost.as_dict()["loss"] is None
     assert train(Case("sgd", 1e9, False), "none", 0, 8, load_corpus()).loss == float("inf")
     with pytest.raises(SystemExit):
         stability.main(["--seeds", "none"])
