@@ -370,3 +370,17 @@ def test_explain_attaches_nothing_and_shows_why():
 def test_settings_that_cannot_be(said, message):
     with pytest.raises(ValueError, match=message):
         spectral.WeightSmoothing(**said)
+
+
+@pytest.mark.slow
+def test_code_from_the_disk_cache_smooths_too():
+    hits = torch._dynamo.utils.counters["aot_autograd"]
+    for number in range(2):
+        torch._dynamo.reset()
+        model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False))
+        compiled = torch.compile(model, backend="spectral", options={"recipe": "none", "passes": [EVERY]})
+        optimizer, before = sgd(model), hits["autograd_cache_hit"]
+        compiled(torch.randn(4, 16)).sum().backward()
+        optimizer.step()
+        assert smoothed_weights(optimizer) == [{"0.weight", "2.weight"}]
+        assert number == 0 or hits["autograd_cache_hit"] == before + 1
