@@ -8,13 +8,16 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo evidence test lint types pytest slow clean
+.PHONY: demo evidence stability test lint types pytest slow clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
 
 evidence: $(VENV)/.demo  ## which recipe should be the default: every recipe, several seeds, from one checkpoint
 	$(BIN)/python -m examples.evidence $(ARGS)
+
+stability: $(VENV)/.demo  ## what smoothing does to runs that diverge, against controls; one thread, so that it repeats
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.stability $(ARGS)
 
 test: lint types pytest
 

@@ -6,7 +6,16 @@ from spectral_compile.backend import spectral
 from spectral_compile.configure import configure, exclude
 from spectral_compile.measuring.sessions import Measurements, numerics
 from spectral_compile.randomness import manual_seed
-from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Numerics, Operand, QuantizeFP4, Rule
+from spectral_compile.recipes import (
+    RECIPES,
+    Hadamard,
+    MeanCenter,
+    Numerics,
+    Operand,
+    QuantizeFP4,
+    Rule,
+    WeightSmoothing,
+)
 from spectral_compile.registry import register_pass, unregister_pass
 from spectral_compile.report.explain import Explanation, explain
 
@@ -21,6 +30,7 @@ __all__ = [
     "Operand",
     "QuantizeFP4",
     "Rule",
+    "WeightSmoothing",
     "__version__",
     "configure",
     "exclude",

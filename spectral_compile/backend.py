@@ -33,9 +33,10 @@ from spectral_compile.lowering import cpu, gpu
 from spectral_compile.lowering.carrier import AUTO, capability_of, check_carrier
 from spectral_compile.lowering.eager import compile_eager
 from spectral_compile.measuring.sessions import Session
+from spectral_compile.passes.weight_smoothing import Asked, splits_without_effect, weight_smoothing
 from spectral_compile.pipeline import SEED, STEP, PassManager, PostGradPasses, steps
 from spectral_compile.randomness import next_seed
-from spectral_compile.recipes import QuantizeFP4
+from spectral_compile.recipes import QuantizeFP4, WeightSmoothing
 from spectral_compile.report.dump import Dump, Traced
 from spectral_compile.report.folder import NUMERICS
 from spectral_compile.rules import without_effect
@@ -76,21 +77,42 @@ def spectral(
     if not facts.has_weights_that_multiply or not _anything_to_do(settings):
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
     if facts.differentiates:
-        warnings.warn("spectral: torch.func.grad inside the graph: it stays in high precision", stacklevel=2)
+        warnings.warn(
+            "spectral: torch.func.grad inside the graph: it stays in high precision, and no weight is smoothed",
+            stacklevel=2,
+        )
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
     _warn_of_rules_without_effect(settings.base, facts)
     dump = _new_dump(traced, parsed)
     own = _own_inputs(settings, _device(example_inputs), dump)
-    manager = PassManager(facts, settings, {name: len(example_inputs) + i for i, name in enumerate(own)}, dump)
+    asked = _weights_to_smooth(gm, example_inputs, facts, settings)
+    places = {name: len(example_inputs) + i for i, name in enumerate(own)}
+    manager = PassManager(facts, settings, places, dump, [plan for _, plan, _ in asked])
     with _more_inputs(gm, own):
         compiled = _compile(gm, [*example_inputs, *(make(False, ()) for make in own.values())], parsed, mode, manager)
 
     def run(*arguments: Any) -> Any:
         training = torch.is_grad_enabled()
+        if asked and training:
+            ask(asked, arguments)
         return compiled(*arguments, *(make(training, arguments) for make in own.values()))
 
-    return run if own else compiled
+    if asked:
+        from spectral_compile.optim.attached import ask  # whoever smooths nothing needs none of it
+    return run if own or asked else compiled
+
+
+def _weights_to_smooth(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], facts: GraphFacts, settings: Scopes
+) -> list[Asked]:
+    """Attached at each training call: of one graph there may be several modules, and a cache hit runs no pass."""
+    asked = weight_smoothing(gm, example_inputs, facts, settings)
+    for expression in splits_without_effect(asked):
+        warnings.warn(
+            f"spectral: WeightSmoothing: split {expression!r} matches no parameter of this graph", stacklevel=3
+        )
+    return asked
 
 
 def _own_inputs(settings: Scopes, device: torch.device, dump: Dump | None) -> dict[str, OwnInput]:
@@ -222,7 +244,7 @@ def _device(inputs: Sequence[Any]) -> torch.device:
 
 def _warn_of_rules_without_effect(options: Options, facts: GraphFacts) -> None:
     rules = options.own_rules()
-    if options.find(QuantizeFP4) is None and (rules or options.passes):
+    if options.find(QuantizeFP4) is None and (rules or any(type(p) is not WeightSmoothing for p in options.passes)):
         what = "rules" if rules else "passes"
         warnings.warn(f"spectral: {what} have no effect: recipe {options.recipe!r} quantises nothing", stacklevel=2)
         return

@@ -12,15 +12,29 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from spectral_compile import policy
 from spectral_compile.errors import SpectralValueError
-from spectral_compile.recipes import RECIPES, Hadamard, MeanCenter, Numerics, PassConfig, QuantizeFP4, Rule
+from spectral_compile.recipes import (
+    RECIPES,
+    Hadamard,
+    MeanCenter,
+    Numerics,
+    PassConfig,
+    QuantizeFP4,
+    Rule,
+    WeightSmoothing,
+)
 from spectral_compile.registry import pass_names
 from spectral_compile.validation import check_name, settings
 
 DEFAULT_RECIPE = "auto"
 
-_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4)
+_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4, WeightSmoothing)
 PASSES = ", ".join(f"{kind.__name__}(...)" for kind in get_args(PassConfig))
-PASS_NAMES: dict[type, str] = {MeanCenter: "mean_center", Hadamard: "hadamard", QuantizeFP4: "quantize_fp4"}
+PASS_NAMES: dict[type, str] = {
+    MeanCenter: "mean_center",
+    Hadamard: "hadamard",
+    QuantizeFP4: "quantize_fp4",
+    WeightSmoothing: "weight_smoothing",
+}
 ALL = "all passes"  # what SPECTRAL_DISABLE=1 means
 
 

@@ -1,9 +1,11 @@
 """The plan: what was decided for each GEMM, and why. Pure data, computed without touching the graph."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -71,11 +73,41 @@ class GemmPlan:
 
 
 @dataclass(frozen=True)
+class WeightPlan:
+    """One trainable parameter, where `WeightSmoothing` is asked for. role: "hidden" (a linear's weight), "experts" (a
+    stack of them), "head", "router", "embedding", "norm", "vector" or "other", as the graph uses it.
+
+    `reason` says why a weight is not smoothed and is empty where it is; then sizes are those of the matrices that lie
+    side by side along axis `dim` (-2 or -1) of a fused one, empty for one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    reason: str = ""
+    sizes: tuple[int, ...] = ()
+    dim: int = -2
+
+    @property
+    def refused(self) -> bool:
+        """Whether another graph of the model, too, must leave it alone."""
+        return self.role in ("embedding", "head", "router", "norm")
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Name, shape, role, and what was decided, for a table."""
+        parts = f", in parts {' + '.join(map(str, self.sizes))}" if self.sizes else ""
+        return self.name, " x ".join(map(str, self.shape)), self.role, self.reason or f"smoothed{parts}"
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All rows, in graph order. products: once the graph is rewritten, the node that each row's product has become."""
+    """All rows, in graph order. products: once the graph is rewritten, the node that each row's product has become.
+    weights: where weights are smoothed, which.
+    """
 
     rows: tuple[GemmPlan, ...]
     products: tuple[str, ...] = ()
+    weights: tuple[WeightPlan, ...] = ()
 
     @property
     def quantized(self) -> tuple[GemmPlan, ...]:
@@ -86,13 +118,24 @@ class Plan:
         """The plan as JSON-ready data."""
         return dataclasses.asdict(self)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         table = Table(title=f"{len(self.quantized)} of {len(self.rows)} GEMMs in four bits")
         for heading in ("layer", "role", "m x n x k", "decision"):
             table.add_column(heading)
         for row in self.rows:
             table.add_row(*map(escape, row.cells()))  # a reason may quote a regular expression: [a-z] is no markup
-        return table
+        return Group(table, weights_table(self.weights)) if self.weights else Group(table)
+
+
+def weights_table(weights: Sequence[WeightPlan]) -> Table:
+    """Which weights are smoothed, and why not where not."""
+    count = sum(not weight.reason for weight in weights)
+    table = Table(title=f"{count} of {len(weights)} parameters smoothed as their optimizer steps")
+    for heading in ("parameter", "shape", "role", "decision"):
+        table.add_column(heading)
+    for weight in weights:
+        table.add_row(*map(escape, weight.cells()))
+    return table
 
 
 def _decision(row: GemmPlan) -> str:

@@ -19,9 +19,10 @@ from spectral_compile.recipes import (
     QuantizeFP4,
     Rounding,
     Rule,
+    WeightSmoothing,
 )
 
-_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4)
+_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4, WeightSmoothing)
 
 
 @dataclass(frozen=True)

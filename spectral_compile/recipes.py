@@ -4,11 +4,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import field
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from spectral_compile.validation import settings
+
+if TYPE_CHECKING:
+    from spectral_compile.optim.smoothing import Smoothing
+    from spectral_compile.optim.trigger import Trigger
 
 Kind = Literal["activation", "weight", "gradient"]
 GemmRole = Literal["fprop", "dgrad", "wgrad"]
@@ -175,7 +179,66 @@ class Numerics:
             raise ValueError(f"every is a number of calls, 1 or more, not {self.every}")
 
 
-PassConfig = MeanCenter | Hadamard | QuantizeFP4
+def _as_pairs(value: Any) -> Any:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in pairs)
+
+
+@settings
+class WeightSmoothing:
+    """Bring the top singular values of linears' weights down when the gradient's norm says that the loss is about to
+    explode, just after the optimizer's step (parametric singularity smoothing, PSS). The program stays as it is.
+
+    function, share, cap, iterations: how, see `optim.Smoothing`. threshold, alpha, warmup, cooldown: when, see
+    `optim.Trigger`. every: instead, at each so many steps. split: of fused weights that the graph does not show to be,
+    by regular expressions on the parameter's name, the number of equal parts or their sizes:
+    {"qkv_proj": 3, "kv_b": (512, 512)}.
+    """
+
+    function: Literal["clip", "log", "softplus", "softmax", "conv3"] = "clip"
+    share: float = 0.05
+    cap: float = 0.1
+    iterations: int = 3
+    threshold: float = 2.5
+    alpha: float = 0.1
+    warmup: int = 50
+    cooldown: int = 30
+    every: int | None = field(default=None, metadata={"expected": "a number of steps, 1 or more"})
+    split: Annotated[tuple[tuple[str, int | tuple[int, ...]], ...], BeforeValidator(_as_pairs)] = field(
+        default=(), metadata={"expected": "parts, or their sizes, by regular expression"}
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.smoothing, self.trigger
+        except ValueError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every is a number of steps, 1 or more, not {self.every}")
+        for expression, parts in self.split:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"split: {expression!r} is not a regular expression: {error}") from None
+            if min((parts,) if isinstance(parts, int) else parts, default=0) < 1:
+                raise ValueError(f"split: {expression!r} is in parts of 1 or more, not {parts!r}")
+
+    @property
+    def smoothing(self) -> "Smoothing":
+        """How a weight is smoothed."""
+        from spectral_compile.optim.smoothing import Smoothing  # whoever smooths nothing needs none of it
+
+        return Smoothing(self.function, self.share, self.cap, self.iterations)
+
+    @property
+    def trigger(self) -> "Trigger":
+        """When weights are smoothed."""
+        from spectral_compile.optim.trigger import Trigger
+
+        return Trigger(self.threshold, self.alpha, self.warmup, self.cooldown)
+
+
+PassConfig = MeanCenter | Hadamard | QuantizeFP4 | WeightSmoothing
 
 RECIPES: Mapping[str, tuple[PassConfig | Rule, ...]] = MappingProxyType(
     {

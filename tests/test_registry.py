@@ -43,7 +43,7 @@ def test_order_is_that_of_before_and_after_and_else_of_registration() -> None:
     register_pass(name="second", after="first", before="mean_center")(nothing)
     expected = ["first", "second", "mean_center", "between", "hadamard", "quantize_fp4", "numerics", "nothing"]
     assert pass_names("joint") == expected
-    assert pass_names() == [*expected, "to_carriers", "pair_quantizers", "plan_memory"]
+    assert pass_names() == ["weight_smoothing", *expected, "to_carriers", "pair_quantizers", "plan_memory"]
 
 
 def test_a_cycle_is_refused_and_leaves_what_was_there() -> None:

@@ -21,9 +21,9 @@ from spectral_compile.graph.provenance import Gemm, Provenance
 aten = torch.ops.aten
 
 _LOSSES = ("log_softmax", "nll_loss", "cross_entropy", "mse_loss", "l1_loss", "huber_loss", "kl_div", "soft_margin")
-_LOSS_OPS = (*_LOSSES, "binary_cross_entropy", "hinge_embedding", "margin_ranking", "logsumexp")
-_RANKING = ("topk", "sort", "argsort", "kthvalue")
-_TOP_ONE = ("argmax", "max.dim")  # ranks a top-1 router's experts, and counts a head's right answers
+LOSS_OPS = (*_LOSSES, "binary_cross_entropy", "hinge_embedding", "margin_ranking", "logsumexp")
+RANKING = ("topk", "sort", "argsort", "kthvalue")
+TOP_ONE = ("argmax", "max.dim")  # ranks a top-1 router's experts, and counts a head's right answers
 _REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "var", "std", "prod", "softmax", "logsumexp", "norm")
 _SELECTIONS = ("index", "gather", "embedding_renorm", "where", "masked_fill", "split", "chunk", "unbind", "getitem")
 HEAD_NAMES = re.compile(r"(^|\.)(lm_head|head|output|embed_out|unembed|classifier|score|logits?)$")
@@ -37,14 +37,14 @@ def heads_and_routers(graph: fx.Graph, provenance: Provenance) -> dict[Gemm, str
     found: dict[Gemm, str] = {}
     results = [(node, gemm) for node, gemm in carries.items() if isinstance(gemm, Gemm) and gemm.node is not node]
     for node, gemm in results:
-        if _matches(node, _RANKING):
+        if _matches(node, RANKING):
             found.setdefault(gemm, "router: its result is ranked (top-k)")
     lead_to_loss = _ancestors(differentiated_outputs(graph))  # a figure for the log does not
     for node, gemm in results:
-        if node in lead_to_loss and (_matches(node, _LOSS_OPS) or _is_scalar_reduction(node)):
+        if node in lead_to_loss and (_matches(node, LOSS_OPS) or _is_scalar_reduction(node)):
             found.setdefault(gemm, "output head: its result goes into the loss")
     for node, gemm in results:
-        if _matches(node, _TOP_ONE):
+        if _matches(node, TOP_ONE):
             found.setdefault(gemm, "router: its result is ranked (top-1)")
     returned = {carries.get(node) for node in returned_by_forward(graph)}
     for gemm in provenance.gemms:
@@ -88,7 +88,7 @@ def _passes_on(node: fx.Node) -> bool:
     if node.target in VIEWS or node.target in CASTS:
         return True
     pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
-    return pointwise or _matches(node, (*_REDUCTIONS, *_SELECTIONS, *_RANKING, *_TOP_ONE, *_LOSS_OPS))
+    return pointwise or _matches(node, (*_REDUCTIONS, *_SELECTIONS, *RANKING, *TOP_ONE, *LOSS_OPS))
 
 
 def _looks_like_a_head(graph: fx.Graph, gemm: Gemm, provenance: Provenance) -> str | None:
