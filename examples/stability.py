@@ -176,7 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/stability"))
     args = parser.parse_args(arguments)
-    torch.set_flush_denormal(True)  # what is left of a saturated softmax is slow on a CPU
     corpus = load_corpus()
     record = []
     for case in CASES:
@@ -193,4 +192,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # what is left of a saturated softmax is slow on a CPU
     sys.exit(main())

@@ -61,17 +61,17 @@ CONFIGS: dict[tuple[str, Extent], tuple[Config, ...]] = {
     ),
     ("fp8", "many"): (
         Config(128, 128, 128, num_warps=8, num_stages=3),
-        Config(128, 256, 128, num_warps=8, num_stages=3),
+        Config(64, 128, 128, num_warps=4, num_stages=3),
     ),
     ("fp8", "few"): (Config(64, 64, 128, num_warps=4, num_stages=4),),
     ("native", "many"): (
         Config(128, 128, 256, num_warps=8, num_stages=3),
-        Config(128, 256, 128, num_warps=8, num_stages=3),
+        Config(128, 128, 128, num_warps=8, num_stages=3),
     ),
     ("native", "few"): (Config(128, 64, 128, num_warps=4, num_stages=4),),
 }
 
-GROUPED = Config(64, 128, 64, num_warps=4, num_stages=3)  # groups are shorter than a batch, and end in parts of tiles
+GROUPED = Config(64, 128, 64, num_warps=8, num_stages=2)  # groups are shorter than a batch, and end in parts of tiles
 
 
 def choose(carrier: str, capability: Capability, m: int, n: int) -> Config:

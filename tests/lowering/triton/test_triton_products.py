@@ -99,6 +99,7 @@ def test_native_multiplies_on_fp4_units(architecture: int, config: Config, forma
     formats = {"BLOCK": block, "A_TILE_ROWS": 1, "B_TILE_ROWS": block, "WHOLE_K": True}
     result = compiled(architecture, native_kernel, {**STORED, **EXTENTS, **TERM, **formats}, config)
     assert re.search(NATIVE[architecture, format], result.ptx)
+    assert "cp.async" in result.ptx
     assert result.spilled == 0
 
 
@@ -111,6 +112,7 @@ def test_fp8_multiplies_on_fp8_units(architecture: int, config: Config) -> None:
     if architecture == 90:  # sums go to fp32 registers once a tile: an addition for each of a thread's
         sums = config.block_m * config.block_n // (32 * config.num_warps)
         assert len(re.findall(r"add\.(?:rn\.)?f32", result.ptx)) >= sums
+    assert "cp.async" in result.ptx
     assert result.spilled == 0
 
 
