@@ -22,6 +22,15 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _subnormals() -> Iterator[None]:
+    """What a test sets for its process must not be felt by the next: numbers below 2**-126 stay what they are."""
+    yield
+    kept = (torch.tensor(1e-40) * 1).item() != 0
+    torch.set_flush_denormal(False)
+    assert kept, "this test left the processor flushing subnormal numbers to zero"
+
+
+@pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     """No test runs code that was compiled for another."""
     torch._dynamo.reset()
