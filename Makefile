@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo evidence stability test lint types pytest slow clean
+.PHONY: demo evidence stability continual test lint types pytest slow clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
@@ -18,6 +18,9 @@ evidence: $(VENV)/.demo  ## which recipe should be the default: every recipe, se
 
 stability: $(VENV)/.demo  ## what smoothing does to runs that diverge, against controls; one thread, so that it repeats
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.stability $(ARGS)
+
+continual: $(VENV)/.demo  ## what head-wise routing does to forgetting in sequences of tasks; one thread, so that it repeats
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.continual_moe $(ARGS)
 
 test: lint types pytest
 
