@@ -23,9 +23,10 @@ def head_gates(x: Tensor, router: Tensor, top_k: int, heads: int) -> Tensor:
 
 
 def vote(head_gates: Tensor, top_k: int) -> Tensor:
-    """Gates [tokens, experts] of the experts whose gates, averaged over heads, are largest; they sum to 1."""
+    """Gates [tokens, experts]: the heads' mean, for the experts of which it is largest; less than 1 in all, where heads
+    do not agree.
+    """
     weights, indices = head_gates.mean(1).topk(top_k, dim=-1)
-    weights = weights / weights.sum(-1, keepdim=True)
     return torch.zeros_like(head_gates[:, 0]).scatter(-1, indices, weights)
 
 

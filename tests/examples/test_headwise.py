@@ -38,7 +38,7 @@ def by_loops(x, router, gate_up, down, mode):
         if mode == "vote":
             best = mean.topk(CONFIG.top_k).indices.tolist()
             for e in best:
-                y[t] += mean[e] / mean[best].sum() * (down[e] @ act(gate_up[e] @ token))
+                y[t] += mean[e] * (down[e] @ act(gate_up[e] @ token))
         elif mode == "mask":
             for e in range(CONFIG.experts):
                 seen = torch.cat([token[s] * (e in g) for s, g in zip(slices, routes, strict=True)])
