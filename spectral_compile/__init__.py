@@ -9,6 +9,7 @@ from spectral_compile.randomness import manual_seed
 from spectral_compile.recipes import (
     RECIPES,
     Hadamard,
+    HeadwiseRouter,
     MeanCenter,
     Numerics,
     Operand,
@@ -24,6 +25,7 @@ __all__ = [
     "RECIPES",
     "Explanation",
     "Hadamard",
+    "HeadwiseRouter",
     "MeanCenter",
     "Measurements",
     "Numerics",

@@ -33,10 +33,11 @@ from spectral_compile.lowering import cpu, gpu
 from spectral_compile.lowering.carrier import AUTO, capability_of, check_carrier
 from spectral_compile.lowering.eager import compile_eager
 from spectral_compile.measuring.sessions import Session
+from spectral_compile.passes.headwise_router import headwise_router
 from spectral_compile.passes.weight_smoothing import Asked, splits_without_effect, weight_smoothing
 from spectral_compile.pipeline import SEED, STEP, PassManager, PostGradPasses, steps
 from spectral_compile.randomness import next_seed
-from spectral_compile.recipes import QuantizeFP4, WeightSmoothing
+from spectral_compile.recipes import HeadwiseRouter, QuantizeFP4, WeightSmoothing
 from spectral_compile.report.dump import Dump, Traced
 from spectral_compile.report.folder import NUMERICS
 from spectral_compile.rules import without_effect
@@ -46,6 +47,7 @@ from spectral_compile.validation import check_name
 Compiled = Callable[..., Any]
 OwnInput = Callable[[bool, Sequence[Any]], Tensor]
 _HOOK = "joint_custom_pre_pass"
+_WITHOUT_FP4 = (WeightSmoothing, HeadwiseRouter)  # passes that do their work where nothing is quantised, too
 
 
 def spectral(
@@ -84,11 +86,13 @@ def spectral(
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
 
     _warn_of_rules_without_effect(settings.base, facts)
+    asked = _weights_to_smooth(gm, example_inputs, facts, settings)
+    with _watched(traced, "headwise_router", settings):
+        routers = headwise_router(gm, settings)
     dump = _new_dump(traced, parsed)
     own = _own_inputs(settings, _device(example_inputs), dump)
-    asked = _weights_to_smooth(gm, example_inputs, facts, settings)
     places = {name: len(example_inputs) + i for i, name in enumerate(own)}
-    manager = PassManager(facts, settings, places, dump, [plan for _, plan, _ in asked])
+    manager = PassManager(facts, settings, places, dump, [plan for _, plan, _ in asked], routers)
     with _more_inputs(gm, own):
         compiled = _compile(gm, [*example_inputs, *(make(False, ()) for make in own.values())], parsed, mode, manager)
 
@@ -211,12 +215,20 @@ def _check_together(settings: Scopes, device: torch.device) -> None:
 
 def _apply_to_dynamo_graph(gm: fx.GraphModule, options: Options, traced: Traced | None) -> None:
     for name, step in steps("dynamo", options, {}):
-        with contextlib.nullcontext() if traced is None else traced.watched(name):
+        with _watched(traced, name):
             for module in gm.modules():  # checkpointed regions are graphs of their own
                 if isinstance(module, fx.GraphModule):
                     step(module.graph)
                     module.graph.lint()
                     module.recompile()
+
+
+def _watched(
+    traced: Traced | None, name: str, settings: Scopes | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """What a pass changes in the Dynamo graph is dumped: of ours, where it was asked for."""
+    ours = settings is None or any(options.find(HeadwiseRouter) for options in settings.all_options)
+    return contextlib.nullcontext() if traced is None or not ours else traced.watched(name)
 
 
 @contextlib.contextmanager
@@ -244,7 +256,7 @@ def _device(inputs: Sequence[Any]) -> torch.device:
 
 def _warn_of_rules_without_effect(options: Options, facts: GraphFacts) -> None:
     rules = options.own_rules()
-    if options.find(QuantizeFP4) is None and (rules or any(type(p) is not WeightSmoothing for p in options.passes)):
+    if options.find(QuantizeFP4) is None and (rules or any(type(p) not in _WITHOUT_FP4 for p in options.passes)):
         what = "rules" if rules else "passes"
         warnings.warn(f"spectral: {what} have no effect: recipe {options.recipe!r} quantises nothing", stacklevel=2)
         return

@@ -15,6 +15,7 @@ from spectral_compile.errors import SpectralValueError
 from spectral_compile.recipes import (
     RECIPES,
     Hadamard,
+    HeadwiseRouter,
     MeanCenter,
     Numerics,
     PassConfig,
@@ -27,13 +28,14 @@ from spectral_compile.validation import check_name, settings
 
 DEFAULT_RECIPE = "auto"
 
-_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4, WeightSmoothing)
+_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4, WeightSmoothing, HeadwiseRouter)
 PASSES = ", ".join(f"{kind.__name__}(...)" for kind in get_args(PassConfig))
 PASS_NAMES: dict[type, str] = {
     MeanCenter: "mean_center",
     Hadamard: "hadamard",
     QuantizeFP4: "quantize_fp4",
     WeightSmoothing: "weight_smoothing",
+    HeadwiseRouter: "headwise_router",
 }
 ALL = "all passes"  # what SPECTRAL_DISABLE=1 means
 

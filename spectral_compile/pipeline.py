@@ -32,7 +32,7 @@ from spectral_compile.passes.hadamard import hadamard
 from spectral_compile.passes.mean_center import mean_center
 from spectral_compile.passes.numerics import numerics
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
-from spectral_compile.plan import Plan, WeightPlan
+from spectral_compile.plan import Plan, RouterPlan, WeightPlan
 from spectral_compile.planner import make_plan
 from spectral_compile.recipes import Numerics
 from spectral_compile.registry import Stage
@@ -59,20 +59,21 @@ class PassManager(CustomGraphPass):
         inputs: Mapping[str, int] | None = None,
         dump: Dump | None = None,
         weights: Sequence[WeightPlan] = (),
+        routers: Sequence[RouterPlan] = (),
     ) -> None:
-        """inputs: which inputs of the graph are `backend`'s own, SEED and STEP. weights: for the plan alone."""
+        """inputs: which inputs of the graph are `backend`'s own, SEED and STEP. weights, routers: for the plan only."""
         self.facts = facts
         self.scopes = scopes
         self.inputs = dict(inputs or {})
         self.dump = dump
-        self.weights = tuple(weights)
+        self.decided = {"weights": tuple(weights), "routers": tuple(routers)}
         self.plan: Plan | None = None  # of the graph that was rewritten last
 
     def __call__(self, graph: fx.Graph) -> None:
         if holds_spectral_operators(graph):
             return
         provenance = trace(graph, self.facts)
-        plan = self.plan = replace(make_plan(graph, provenance, self.scopes), weights=self.weights)
+        plan = self.plan = replace(make_plan(graph, provenance, self.scopes), **self.decided)  # type: ignore[arg-type]
         rows = list(zip(plan.rows, provenance.gemms, strict=True))
         for row, gemm in rows:
             gemm.node.meta[PRODUCT] = f"{row.role} of {row.layer or 'the root module'}"

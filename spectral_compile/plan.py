@@ -100,14 +100,46 @@ class WeightPlan:
 
 
 @dataclass(frozen=True)
+class RouterPlan:
+    """One router, where `HeadwiseRouter` is asked for. family: how its gates come about; dispatch: the experts'
+    products; top_k: experts that a head's slice goes to.
+
+    `reason` says why a router is left alone and is empty where it is split; breaks: its experts break the graph.
+    """
+
+    layer: str
+    family: str
+    dispatch: str
+    experts: int
+    top_k: int
+    heads: int
+    mode: str
+    reason: str = ""
+    breaks: bool = False
+
+    def left(self, reason: str) -> "RouterPlan":
+        """The router left alone."""
+        return dataclasses.replace(self, reason=reason)
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Layer, router, experts, and what was decided, for a table."""
+        changed = "another function of the same weights" if self.mode in ("subtoken", "bank") else ""
+        split = f"{self.mode}, {self.heads} heads, {self.top_k} experts each"
+        decision = f"{split}: {changed}" if changed and self.heads > 1 else split
+        experts = f"{self.experts}, by {self.dispatch}" if self.dispatch else str(self.experts)
+        return self.layer, self.family, experts, self.reason or decision
+
+
+@dataclass(frozen=True)
 class Plan:
     """All rows, in graph order. products: once the graph is rewritten, the node that each row's product has become.
-    weights: where weights are smoothed, which.
+    weights: where weights are smoothed, which. routers: where routers are split, which.
     """
 
     rows: tuple[GemmPlan, ...]
     products: tuple[str, ...] = ()
     weights: tuple[WeightPlan, ...] = ()
+    routers: tuple[RouterPlan, ...] = ()
 
     @property
     def quantized(self) -> tuple[GemmPlan, ...]:
@@ -124,7 +156,10 @@ class Plan:
             table.add_column(heading)
         for row in self.rows:
             table.add_row(*map(escape, row.cells()))  # a reason may quote a regular expression: [a-z] is no markup
-        return Group(table, weights_table(self.weights)) if self.weights else Group(table)
+        tables = [table]
+        tables += [weights_table(self.weights)] if self.weights else []
+        tables += [routers_table(self.routers)] if self.routers else []
+        return Group(*tables)
 
 
 def weights_table(weights: Sequence[WeightPlan]) -> Table:
@@ -135,6 +170,17 @@ def weights_table(weights: Sequence[WeightPlan]) -> Table:
         table.add_column(heading)
     for weight in weights:
         table.add_row(*map(escape, weight.cells()))
+    return table
+
+
+def routers_table(routers: Sequence[RouterPlan]) -> Table:
+    """Which routers are split, and why not where not."""
+    count = sum(not router.reason for router in routers)
+    table = Table(title=f"{count} of {len(routers)} routers split head by head")
+    for heading in ("layer", "gates", "experts", "decision"):
+        table.add_column(heading)
+    for router in routers:
+        table.add_row(*map(escape, router.cells()))
     return table
 
 

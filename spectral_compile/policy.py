@@ -12,6 +12,7 @@ from spectral_compile.recipes import (
     ROLES,
     GemmRole,
     Hadamard,
+    HeadwiseRouter,
     Kind,
     MeanCenter,
     Operand,
@@ -22,7 +23,7 @@ from spectral_compile.recipes import (
     WeightSmoothing,
 )
 
-_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4, WeightSmoothing)
+_Pass = TypeVar("_Pass", MeanCenter, Hadamard, QuantizeFP4, WeightSmoothing, HeadwiseRouter)
 
 
 @dataclass(frozen=True)

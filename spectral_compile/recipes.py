@@ -1,5 +1,6 @@
 """The settings of passes, rules for single GEMMs, and the recipes, which are named sets of both."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import field
@@ -238,7 +239,40 @@ class WeightSmoothing:
         return Trigger(self.threshold, self.alpha, self.warmup, self.cooldown)
 
 
-PassConfig = MeanCenter | Hadamard | QuantizeFP4 | WeightSmoothing
+@settings
+class HeadwiseRouter:
+    """Split routers of mixtures of experts head by head: each slice of the features is routed on its own, through the
+    parameters that are there. The program, parameters and their shapes stay as they are.
+
+    heads: how many slices, or "attention": as many as the attention has that the layer follows. mode: "subtoken",
+    "bank", "mask" or "vote", see `passes/headwise_router/modes.py`. experts_per_head: how many experts a slice goes to;
+    None: as many as a token went to. logit_scale: what makes up for a head's logits being a sum of fewer terms: "none",
+    "sqrt" (of heads) or "mean" (heads; then heads that agree give the original logits). aux: whether balance losses are
+    the mean of the heads' ("per_head") or those of the whole router ("original"). acknowledge: no warning that
+    "subtoken" and "bank" make another function of weights that were trained without them.
+    """
+
+    heads: int | Literal["attention"] = field(
+        default="attention", metadata={"expected": "a number of heads, 1 or more, or 'attention'"}
+    )
+    mode: Literal["subtoken", "bank", "mask", "vote"] = "subtoken"
+    experts_per_head: int | None = field(default=None, metadata={"expected": "a number of experts, 1 or more, or None"})
+    logit_scale: Literal["none", "sqrt", "mean"] = "sqrt"
+    aux: Literal["per_head", "original"] = "per_head"
+    acknowledge: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "experts_per_head"):
+            number = getattr(self, name)
+            if isinstance(number, int) and number < 1:
+                raise ValueError(f"{name} is 1 or more, not {number}")
+
+    def factor(self, heads: int) -> float:
+        """What a head's logits are multiplied by."""
+        return {"none": 1.0, "sqrt": math.sqrt(heads), "mean": float(heads)}[self.logit_scale]
+
+
+PassConfig = MeanCenter | Hadamard | QuantizeFP4 | WeightSmoothing | HeadwiseRouter
 
 RECIPES: Mapping[str, tuple[PassConfig | Rule, ...]] = MappingProxyType(
     {

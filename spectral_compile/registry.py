@@ -17,7 +17,7 @@ _Function = TypeVar("_Function", bound=UserPass)
 
 # Ours, in order: what is transformed is the residual, and what is quantised is what was transformed.
 JOINT = ("mean_center", "hadamard", "quantize_fp4", "numerics")
-DYNAMO = ("weight_smoothing",)  # decides, and leaves the graph as it is
+DYNAMO = ("weight_smoothing", "headwise_router")  # the first decides, and leaves the graph as it is
 POST_GRAD = ("to_carriers", "pair_quantizers", "plan_memory")  # the second on GPUs, the others on CPUs
 OURS: dict[Stage, tuple[str, ...]] = {"dynamo": DYNAMO, "joint": JOINT, "post_grad": POST_GRAD}
 

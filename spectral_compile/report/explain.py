@@ -19,7 +19,7 @@ from spectral_compile._torch import compiling_as_often_as_asked
 from spectral_compile.backend import spectral
 from spectral_compile.lowering.eager import NO_POST_GRAD
 from spectral_compile.pipeline import observe
-from spectral_compile.plan import GemmPlan, Plan, WeightPlan, weights_table
+from spectral_compile.plan import GemmPlan, Plan, RouterPlan, WeightPlan, routers_table, weights_table
 from spectral_compile.report.kernels import kernels
 from spectral_compile.report.python_code import plain_copy
 from spectral_compile.report.sizes import (
@@ -52,13 +52,15 @@ class Explained:
 @dataclass(frozen=True)
 class ExplainedGraph:
     """One compiled graph. saved: bytes that its forward keeps for its backward; saved_unchanged: as many as it would
-    keep without any pass. Both are 0 where there is no backward. weights: under `WeightSmoothing`, which are smoothed.
+    keep without any pass. Both are 0 where there is no backward. weights: under `WeightSmoothing`, which are smoothed;
+    routers: under `HeadwiseRouter`, which are split.
     """
 
     products: tuple[Explained, ...]
     saved: Size
     saved_unchanged: Size
     weights: tuple[WeightPlan, ...] = ()
+    routers: tuple[RouterPlan, ...] = ()
 
     def flops(self, quantized: bool | None = None) -> Size:
         """Of all products, or of those that are (or are not) in four bits."""
@@ -90,6 +92,7 @@ class Explanation:
                     "saved": _plain(graph.saved),
                     "saved_unchanged": _plain(graph.saved_unchanged),
                     "weights": [asdict(weight) for weight in graph.weights],
+                    "routers": [asdict(router) for router in graph.routers],
                 }
                 for graph in self.graphs
             ],
@@ -101,6 +104,7 @@ class Explanation:
         for place, graph in enumerate(self.graphs, 1):
             tables.append(_table(graph, place, len(self.graphs)))
             tables += [weights_table(graph.weights)] if graph.weights else []
+            tables += [routers_table(graph.routers)] if graph.routers else []
         return Group(*tables, *(Text(f"note: {note}") for note in self.notes))
 
     def __str__(self) -> str:
@@ -200,7 +204,8 @@ class _Seen:
                 for row, size, product in zip(plan.rows, by_product, products, strict=True)
             )
             unchanged = sympy.Integer(0) if forward is None else saved_unchanged(before, root, user_outputs(forward))
-            yield ExplainedGraph(tuple(rows), sum(kept.values(), start=sympy.Integer(0)), unchanged, plan.weights)
+            kept_bytes = sum(kept.values(), start=sympy.Integer(0))
+            yield ExplainedGraph(tuple(rows), kept_bytes, unchanged, plan.weights, plan.routers)
 
 
 @contextlib.contextmanager
