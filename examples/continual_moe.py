@@ -7,6 +7,7 @@ same top-k costs more than the others. Sequences and families of tasks: `example
 """
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.factor_tasks import FAMILIES, SEQUENCES, Batch, output_projection, readout, tasks_of
-from examples.headwise import MODES, chosen, headwise_moe
+from examples.headwise import MODES, chosen
 from examples.moe import MoEConfig, MoETransformer
 from examples.results import write_json
+from spectral_compile import HeadwiseRouter
 from spectral_compile.moe import (
     backward_transfer,
     effective_compositions,
@@ -35,7 +37,7 @@ from spectral_compile.moe import (
 
 ORIGINAL, WIDER = "original", "top-4"
 ARMS = (ORIGINAL, WIDER, *MODES)
-TASKS, BATCH, LR, TEST = 4, 64, 5e-3, 324  # tasks of a sequence; examples a step; Adam's rate; examples a test
+TASKS, BATCH, LR, TEST = 4, 54, 5e-3, 324  # tasks of a sequence; examples a step; Adam's rate; examples a test
 RANK = 4  # of the subspaces in which experts are compared
 HEADING = "| arm | learned | OP | BWT | BWT less original's | N_eff of a route | by chance | N_eff of an expert |"
 
@@ -64,37 +66,40 @@ class Outcome:
     alignment: float
 
 
-def routed(model: MoETransformer, arm: str, config: MoEConfig) -> Callable[[Tensor], Tensor]:
-    """What an arm trains: the model itself, or the model with its experts' layer routed head by head."""
-    if arm in (ORIGINAL, WIDER):
-        return model
-
-    def forward(tokens: Tensor) -> Tensor:
-        x, moe = model.attention(tokens), model.moe
-        weights = (moe.router.weight, moe.gate_up_proj, moe.down_proj)
-        y = headwise_moe(model.norm(x), *weights, top_k=config.top_k, heads=config.heads, mode=arm)
-        logits: Tensor = model.head(x + y)
-        return logits.unflatten(-1, (config.questions, -1))
-
-    return forward
-
-
 def sizes_of(arm: str) -> MoEConfig:
     """The model's sizes, which differ in `top-4` only."""
     return replace(MoEConfig(), top_k=4) if arm == WIDER else MoEConfig()
 
 
-def train(sequence: str, family: str, arm: str, seed: int, steps: int) -> Outcome:
+@functools.cache
+def arm_model(arm: str, codegen: str = "inductor") -> tuple[MoETransformer, Callable[[Tensor], Tensor]]:
+    """An arm's model and what runs it, compiled once for all runs, each of which loads its weights into it."""
+    config = sizes_of(arm)
+    eye, nothing = torch.eye(config.dim), torch.zeros(config.questions * config.classes, config.dim)
+    model = MoETransformer(config, eye, nothing)
+    passes = [HeadwiseRouter(heads=config.heads, mode=mode, acknowledge=True) for mode in MODES if mode == arm]
+    options: dict[str, Any] = {"recipe": "none", "codegen": codegen, "passes": passes}
+    return model, torch.compile(model, backend="spectral", dynamic=False, options=options)
+
+
+def start(sequence: str, family: str, arm: str, seed: int) -> dict[str, Tensor]:
+    """The weights from which a run starts: the same for all arms of a seed."""
+    torch.manual_seed(seed)
+    config = sizes_of(arm)
+    output = output_projection(family, config.heads, config.dim, seed)
+    sizes = {"questions": config.questions, "classes": config.classes, "factors": config.heads, "seed": seed}
+    return MoETransformer(config, output, readout(sequence, output, **sizes)).state_dict()
+
+
+def train(sequence: str, family: str, arm: str, seed: int, steps: int, codegen: str = "inductor") -> Outcome:
     """One run: `steps` optimizer steps a task. All arms of a seed have the same weights to start from, and batches."""
     config = sizes_of(arm)
-    torch.manual_seed(seed)
-    output = output_projection(family, config.heads, config.dim, seed)
-    sizes = {"classes": config.classes, "factors": config.heads, "seed": seed}
-    model = MoETransformer(config, output, readout(sequence, output, questions=config.questions, **sizes))
-    tasks = tasks_of(sequence, family, tasks=TASKS, dim=config.dim, **sizes)
+    model, forward = arm_model(arm, codegen)
+    model.load_state_dict(start(sequence, family, arm, seed))
+    sizes = {"dim": config.dim, "classes": config.classes, "factors": config.heads}
+    tasks = tasks_of(sequence, family, tasks=TASKS, seed=seed, **sizes)
     chance = torch.Generator().manual_seed(seed)
     tests = [tasks.test(task, TEST, chance) for task in range(TASKS)]
-    forward = routed(model, arm, config)
     R = torch.zeros(TASKS, TASKS)
     for task in range(TASKS):
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=LR)
@@ -104,10 +109,10 @@ def train(sequence: str, family: str, arm: str, seed: int, steps: int) -> Outcom
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        with torch.no_grad():
-            for other, test in enumerate(tests):
-                answers = forward(test.tokens)[:, tasks.questions[other]].argmax(-1)
-                R[task, other] = (answers == test.labels).float().mean()
+        for other, test in enumerate(tests):
+            # As many at a time as in training, and with gradients: another graph would have to be compiled.
+            logits = torch.cat([forward(tokens).detach() for tokens in test.tokens.split(BATCH)])
+            R[task, other] = (logits[:, tasks.questions[other]].argmax(-1) == test.labels).float().mean()
     bwt, op = backward_transfer(R).item(), overall_performance(R).item()
     return Outcome(seed, R.tolist(), R.diagonal().mean().item(), op, bwt, **measures(model, tests, arm, config))
 
@@ -136,15 +141,16 @@ def measures(model: MoETransformer, tests: Sequence[Batch], arm: str, config: Mo
     }
 
 
-def flops(arm: str, union: float) -> float:
-    """Forward FLOPs a token of the products that an arm asks for, router included. union: experts a token, for `mask`.
+def flops(arm: str) -> int:
+    """Forward FLOPs a token of the layer's products as they are run, router included.
 
-    Up-projections cost the same in all arms: slices are `heads` times as many, and as much narrower.
+    Head-wise up-projections are `heads` times as many, and as much narrower: no arm but `mask` pays for them. `mask`
+    goes through the whole layer once a head, and weighs what was computed before by zero.
     """
     config = sizes_of(arm)
-    downs = {"bank": config.heads * config.top_k, "mask": union}.get(arm, config.top_k)
-    up = 2 * config.top_k * 2 * config.hidden * config.dim
-    return 2 * config.experts * config.dim + up + 2 * downs * config.dim * config.hidden
+    up, down = 2 * 2 * config.hidden * config.dim, 2 * config.dim * config.hidden
+    ups, downs = {"bank": (1, config.heads), "mask": (config.heads, config.heads)}.get(arm, (1, 1))
+    return 2 * config.experts * config.dim + config.top_k * (ups * up + downs * down)
 
 
 def row(arm: str, outcomes: Sequence[Outcome], originals: Sequence[Outcome]) -> str:
@@ -174,30 +180,29 @@ def spread(form: str, values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and print a table a sequence and family; the process's exit code."""
     parser = argparse.ArgumentParser(description="What head-wise routing does to forgetting in a sequence of tasks.")
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps a task")
+    parser.add_argument("--steps", type=int, default=80, help="optimizer steps a task")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--codegen", choices=("inductor", "eager"), default="inductor", help="of the compiled arms")
     parser.add_argument("--out", type=Path, default=Path("runs/continual"))
     args = parser.parse_args(arguments)
     if args.steps < 1 or args.seeds < 1:
         parser.error("--steps and --seeds are 1 or more")
     record = []
-    cost: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for sequence in SEQUENCES:
         for family in FAMILIES:
             print(f"\n**{sequence}, {family}**\n\n{HEADING}\n|{'---|' * 8}")
             found: dict[str, list[Outcome]] = {}
             for arm in ARMS:
-                runs = [train(sequence, family, arm, seed, args.steps) for seed in range(args.seeds)]
+                runs = [train(sequence, family, arm, seed, args.steps, args.codegen) for seed in range(args.seeds)]
                 found[arm] = runs
-                cost[arm] += [flops(arm, outcome.union) for outcome in runs]
                 print(row(arm, runs, found[ORIGINAL]), flush=True)
                 record.append({"sequence": sequence, "family": family, "arm": arm, "runs": [asdict(o) for o in runs]})
     print("\n| arm | trained parameters | forward FLOPs a token |\n|---|---|---|")
     for arm in ARMS:
-        print(f"| {arm} | {parameters(sizes_of(arm))} | {statistics.fmean(cost[arm]):.0f} |")
+        print(f"| {arm} | {parameters(sizes_of(arm))} | {flops(arm)} |")
     summary: dict[str, Any] = {"steps": args.steps, "config": asdict(MoEConfig())}
     summary["parameters"] = {arm: parameters(sizes_of(arm)) for arm in ARMS}
-    summary["flops"] = {arm: statistics.fmean(values) for arm, values in cost.items()}
+    summary["flops"] = {arm: flops(arm) for arm in ARMS}
     write_json(args.out / "result.json", summary | {"arms": record})
     return 0
 

@@ -1,10 +1,13 @@
-"""Head-wise routing of an unchanged router and unchanged experts, slowly and plainly: what each mode means."""
+"""Which experts head-wise routing chooses, for its measures: a compiled model shows nothing of its routes."""
+
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MODES = ("subtoken", "bank", "mask", "vote")
+Mode = Literal["subtoken", "bank", "mask", "vote"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 def gates(logits: Tensor, top_k: int) -> Tensor:
@@ -36,39 +39,3 @@ def chosen(x: Tensor, router: Tensor, *, top_k: int, heads: int, mode: str) -> T
     if heads == 1 or mode == "vote":
         g = vote(g, top_k)
     return g.topk(top_k, dim=-1).indices
-
-
-def headwise_moe(
-    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, *, top_k: int, heads: int, mode: str
-) -> Tensor:
-    """[tokens, d]: all experts computed densely, those that are not chosen with a gate of zero.
-
-    x [tokens, d], router [E, d], gate_up [E, 2f, d] (gates first), down [E, d, f]. One head is the plain layer, in all
-    modes. ValueError for an unknown mode, or where heads do not divide d.
-
-    - subtoken: y[slice h] = sum_e g_he down_e[slice h, :] act(gate_up_e[:, slice h] x_h)
-    - bank: y = sum_h sum_e g_he down_e act(gate_up_e[:, slice h] x_h)
-    - mask: y = sum_e mean_h(g_he) down_e act(gate_up_e x without the slices that did not choose e)
-    - vote: the plain layer, with the gates of `vote`
-    """
-    if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r}; modes are {', '.join(MODES)}")
-    if x.shape[-1] % heads:
-        raise ValueError(f"{x.shape[-1]} features do not divide into {heads} slices")
-    g = head_gates(x, router, top_k, heads)
-    slices, columns = x.unflatten(-1, (heads, -1)), gate_up.unflatten(-1, (heads, -1))
-    if mode in ("subtoken", "bank"):
-        hidden = _gated(torch.einsum("thc,ezhc->thez", slices, columns)) * g[..., None]
-        if mode == "bank":
-            return torch.einsum("thef,edf->td", hidden, down)
-        return torch.einsum("thef,ehcf->thc", hidden, down.unflatten(1, (heads, -1))).flatten(1)
-    if mode == "mask":
-        hidden = _gated(torch.einsum("the,thc,ezhc->tez", (g > 0).to(x.dtype), slices, columns))
-        return torch.einsum("te,tef,edf->td", g.mean(1), hidden, down)
-    hidden = _gated(torch.einsum("td,ezd->tez", x, gate_up))
-    return torch.einsum("te,tef,edf->td", vote(g, top_k), hidden, down)
-
-
-def _gated(z: Tensor) -> Tensor:
-    gate, up = z.chunk(2, dim=-1)
-    return F.silu(gate) * up
