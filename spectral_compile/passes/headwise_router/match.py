@@ -219,6 +219,7 @@ def _body(router: Router) -> list[fx.Node]:
     written = {node.args[0] for node in body if works_in_place(node)}
     into = {node.args[0] for node in body if name_of(node) in ("scatter_add", "index_add")}
     made = {node for node in (written | into) - body if isinstance(node, fx.Node) and not node.all_input_nodes}
+    made |= {one for node in body for one in node.all_input_nodes if name_of(one) == "arange"}
     changed = {node for node in flow.order if works_in_place(node) and node.args[0] in body}
     return flow.sorted(body | made | changed)
 
