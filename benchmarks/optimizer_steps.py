@@ -15,6 +15,7 @@ from spectral_compile.optim import Spectra, parameter_groups
 
 ADAMW, MUON, SPECTRA = "adamw", "muon", "spectra"
 NAMES = (ADAMW, MUON, SPECTRA)
+RANKED = "spectra-rank-"  # and a share: Spectra with another rank than its default
 BETAS, DECAY = (0.9, 0.95), 0.1  # the demo's; Spectra's and Muon's own momentum is .95 in both
 
 
@@ -54,10 +55,14 @@ def made(name: str, model: nn.Module, lr: float = 1e-3) -> Optimizer:
 
     Muon's steps are scaled as Spectra's are, to a root mean square of .2 lr (`match_rms_adamw`), so one grid of rates
     serves all three. AdamW is the fused one where it is an optimizer of torch's own. Norms do not decay.
+    "spectra-rank-0.1" is Spectra with that rank. Raises ValueError for any other name.
     """
     grouping = parameter_groups(model)
-    if name == SPECTRA:
-        return Spectra(grouping, lr=lr, weight_decay=DECAY, betas=BETAS)
+    if name == SPECTRA or name.startswith(RANKED):
+        rank = {"rank": float(name.removeprefix(RANKED))} if name != SPECTRA else {}
+        return Spectra(grouping, lr=lr, weight_decay=DECAY, betas=BETAS, **rank)
+    if name not in NAMES:
+        raise ValueError(f"no optimizer {name!r}; there is {', '.join(NAMES)}, and {RANKED}0.1 or another rank")
     hidden = [row.parameter for row in grouping.matrices] if name == MUON else []
     taken = {id(parameter) for parameter in hidden}
     rest = [row for row in grouping.rows if id(row.parameter) not in taken]

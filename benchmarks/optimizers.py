@@ -114,7 +114,9 @@ def step_costs(rounds: int) -> dict[str, dict[str, Cost]]:
     }
 
 
-def compare(rates: Sequence[float], seeds: int, steps: int, record: dict[str, Any], out: Path) -> None:
+def compare(
+    names: Sequence[str], rates: Sequence[float], seeds: int, steps: int, record: dict[str, Any], out: Path
+) -> None:
     """Tune, run again on fresh seeds, print; `record` is written after every run."""
     corpus = load_corpus()
     record.update(corpus=corpus.digest, model=asdict(MODEL), batch=BATCH, steps=steps, tuning=[], runs=[])
@@ -127,7 +129,7 @@ def compare(rates: Sequence[float], seeds: int, steps: int, record: dict[str, An
 
     print(f"\n| optimizer | {' | '.join(f'{rate:g}' for rate in rates)} |\n|{'---|' * (len(rates) + 1)}")
     rows = []
-    for name in NAMES:
+    for name in names:
         tried = [run(name, rate, TUNING_SEED, "tuning") for rate in rates]
         print(f"| {name} | {' | '.join(f'{done.end:.4f}' for done in tried)} |", flush=True)
         rate, inside = best(tried, rates)
@@ -144,6 +146,7 @@ def write(record: dict[str, Any], out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and print its tables; the process's exit code."""
     parser = argparse.ArgumentParser(description="Spectra against AdamW and Muon.")
+    parser.add_argument("--optimizers", default=",".join(NAMES), help="that train; also spectra-rank-0.1, and so on")
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES), help="peak learning rates to try")
     parser.add_argument("--seeds", type=int, default=3, help="fresh ones, of the best rate")
     parser.add_argument("--steps", type=int, default=300)
@@ -158,10 +161,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--rates takes numbers, as in 0.001,0.002, not {args.rates!r}")
     if rates[0] <= 0 or min(args.seeds, args.rounds) < 1 or args.steps < 2:
         parser.error("rates are above 0, seeds and rounds 1 or more, steps 2 or more")
+    names = args.optimizers.split(",")
+    try:
+        for name in names:
+            made(name, Matrices([(4, 4)]))
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(args.threads)
     record: dict[str, Any] = {"torch": torch.__version__, "threads": args.threads}
     if not args.step_only:
-        compare(rates, args.seeds, args.steps, record, args.out)
+        compare(names, rates, args.seeds, args.steps, record, args.out)
     found = step_costs(args.rounds)
     print(f"\n{COSTS}\n|{'---|' * 7}")
     for what, of_optimizers in found.items():

@@ -41,6 +41,7 @@ def test_hidden_matrices_go_to_the_optimizer_in_question_and_all_parameters_to_o
     spectra = made("spectra", model)
     assert isinstance(spectra, Spectra)
     assert {id(p) for g in spectra.param_groups if g["method"] == "spectra" for p in g["params"]} == hidden
+    assert {group["rank"] for group in made("spectra-rank-0.25", model).param_groups} == {0.25}
 
 
 def test_one_rate_moves_a_matrix_as_far_with_muon_as_with_spectra():
@@ -118,7 +119,13 @@ def test_tables_and_a_record(tmp_path, monkeypatch, capsys):
     assert "after half the steps" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("said", [["--rates", "fast"], ["--rates", "0"], ["--seeds", "0"], ["--steps", "1"]])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(["--rates", "fast"], ["--rates", "0"], ["--seeds", "0"], ["--steps", "1"]),
+        *(["--optimizers", "adam"], ["--optimizers", "spectra-rank-2"], ["--optimizers", "spectra-rank-x"]),
+    ],
+)
 def test_arguments_that_cannot_be(said):
     with pytest.raises(SystemExit) as exit:
         optimizers.main(said)
