@@ -132,14 +132,33 @@ def _is_constant(node: fx.Node) -> bool:
 
 
 def _match(router: Router, closure: list[fx.Node], ranked: list[fx.Node]) -> None:
+    """With whichever ranking it is that chooses experts: others choose groups, or count for a balance loss."""
+    products = {node for node in router.flow.order if name_of(node) in PRODUCTS}
+    choices = [user for node in reversed(ranked) for user in node.users if _is_second(user)]
+    unknown: list[LayerError] = []
+    for indices in choices:
+        try:
+            _match_choice(router, closure, indices, products)
+        except LayerError as error:
+            unknown.append(error)
+        else:
+            return
+    after = [router.flow.after([indices]) for indices in choices]
+    leading = [error for error, nodes in zip(unknown, after, strict=True) if nodes & products]
+    if leading:
+        raise leading[0]
+    if any(one.op == "output" for nodes in after for one in nodes):
+        router.leaves = True
+        raise LayerError("its experts are not in the graph that it is in: their form breaks the graph")
+    router.family = ""  # ranked for something else than experts: no router
+
+
+def _is_second(node: fx.Node) -> bool:
+    return name_of(node) == "getitem" and bool(node.args[1] == 1)
+
+
+def _match_choice(router: Router, closure: list[fx.Node], indices: fx.Node, products: set[fx.Node]) -> None:
     flow = router.flow
-    products = {node for node in flow.order if name_of(node) in PRODUCTS}
-    indices = next((one for node in reversed(ranked) for one in _second(node) if _leads(flow, one, products)), None)
-    if indices is None:
-        if any(one.op == "output" for node in ranked for one in flow.after(_second(node))):
-            router.leaves = True
-            raise LayerError("its experts are not in the graph that it is in: their form breaks the graph")
-        return  # ranked for something else than experts: no router
     weights = _weights(flow, closure, indices)
     gates = flow.sorted((flow.after([router.logits]) & flow.before([weights, indices])) - {router.logits})
     names = [name_of(node) for node in gates]
@@ -157,21 +176,6 @@ def _match(router: Router, closure: list[fx.Node], ranked: list[fx.Node]) -> Non
         for node in router.body
         if node is not router.found.output and node not in to_logits and set(flow.users[node]) - inside
     ]
-
-
-def _second(topk: fx.Node) -> list[fx.Node]:
-    """The indices of a top-k."""
-    return [user for user in topk.users if name_of(user) == "getitem" and user.args[1] == 1]
-
-
-def _leads(flow: Flow, node: fx.Node, to: set[fx.Node]) -> bool:
-    """Whether experts' products depend on a node directly, or what they give is picked by it."""
-    after = flow.after([node])
-    return bool(after & to) or any(name_of(one) in ("mul", "einsum") and _reads_product(flow, one, to) for one in after)
-
-
-def _reads_product(flow: Flow, node: fx.Node, products: set[fx.Node]) -> bool:
-    return bool(flow.before([node]) & products)
 
 
 def _weights(flow: Flow, closure: list[fx.Node], indices: fx.Node) -> fx.Node:

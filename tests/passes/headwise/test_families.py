@@ -1,4 +1,4 @@
-"""Families of transformers: each mode in both dispatches; one head against the layer as it is, two against equations."""
+"""Families of transformers, each mode in both dispatches: one head is the layer as it is, two are the equations."""
 
 import copy
 import warnings
