@@ -136,7 +136,8 @@ def _unless_excluded(
     plan: WeightPlan, nodes: Sequence[fx.Node], facts: GraphFacts, scopes: Scopes, options: Options
 ) -> WeightPlan:
     """What the user wants left alone is; rules of a recipe are about precision."""
-    layer = layer_path(nodes[0]) or plan.name.rpartition(".")[0]
+    path = layer_path(nodes[0]) or plan.name.rpartition(".")[0]
+    layer = plan.name if plan.role == "experts" else path  # as in the plan: a module of experts has several stacks
     rule: Rule | None = find_rule(options.own_rules(), layer, "fprop", sorted(facts.layers))
     if any(scopes.excluded(node) for node in nodes):
         reason = "excluded: spectral_compile.exclude was said of its module or function"
