@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo evidence stability recovery test lint types pytest slow clean
+.PHONY: demo evidence stability recovery continual test lint types pytest slow clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
@@ -21,6 +21,9 @@ stability: $(VENV)/.demo  ## what smoothing does to runs that diverge, against c
 
 recovery: $(VENV)/.demo  ## what brings back a run that has diverged, against controls; one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.recovery $(ARGS)
+
+continual: $(VENV)/.demo  ## what head-wise routing does to forgetting in sequences of tasks; one thread, so that it repeats
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.continual_moe $(ARGS)
 
 test: lint types pytest
 

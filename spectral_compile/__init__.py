@@ -46,9 +46,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`spectral_compile.optim` is imported when it is asked for: a backend needs no optimizer."""
-    if name == "optim":
+    """`spectral_compile.optim` and `.moe` are imported when asked for: a backend needs neither."""
+    if name in ("moe", "optim"):
         import importlib
 
-        return importlib.import_module("spectral_compile.optim")
+        return importlib.import_module(f"spectral_compile.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
