@@ -86,9 +86,14 @@ def match_router(flow: Flow, logits: fx.Node) -> Router | None:
         return None
     closure = _scores(flow, logits)
     ranked = [one for one in closure if name_of(one) == "topk"]
-    if not ranked:
-        return None
     router = _router(flow, logits)
+    if not ranked:
+        loosely = _scores(flow, logits, strictly=False)
+        chosen = [user for node in loosely if name_of(node) == "topk" for user in node.users if _is_second(user)]
+        if not any(name_of(node) in PRODUCTS or node.op == "output" for node in flow.after(chosen)):
+            return None
+        router.reason = _unknown_chain([name_of(node) for node in loosely])
+        return router
     try:
         _match(router, closure, ranked)
     except LayerError as unknown:
@@ -113,14 +118,17 @@ def _first(node: fx.Node) -> fx.Node:
     return first
 
 
-def _scores(flow: Flow, logits: fx.Node) -> list[fx.Node]:
-    """What is computed from the logits, and from nothing else that was computed from the model's input."""
+def _scores(flow: Flow, logits: fx.Node, strictly: bool = True) -> list[fx.Node]:
+    """What is computed from the logits, and from nothing else that was computed from the model's input: by known
+    operations, or by any that gives a score for each expert.
+    """
     found: list[fx.Node] = []
     known = {logits}
     for node in flow.sorted(flow.after([logits])):
         others = [one for one in node.all_input_nodes if one not in known]
         fed = [one for one in node.all_input_nodes if one in known]
-        if fed and name_of(node) in GATES | CASTS | VIEWS and all(_is_constant(one) for one in others):
+        known_here = name_of(node) in GATES | CASTS | VIEWS or (not strictly and shape(node) == shape(logits))
+        if fed and known_here and all(_is_constant(one) for one in others):
             known.add(node)
             found.append(node)
     return found
@@ -145,12 +153,22 @@ def _match(router: Router, closure: list[fx.Node], ranked: list[fx.Node]) -> Non
             return
     after = [router.flow.after([indices]) for indices in choices]
     leading = [error for error, nodes in zip(unknown, after, strict=True) if nodes & products]
-    if leading:
-        raise leading[0]
-    if any(one.op == "output" for nodes in after for one in nodes):
+    if leading or (unknown and router.nodes is not None):
+        raise (leading or unknown)[0]
+    if any(one.op == "output" for nodes in after for one in nodes) and _is_returned(router.base):
         router.leaves = True
         raise LayerError("its experts are not in the graph that it is in: their form breaks the graph")
     router.family = ""  # ranked for something else than experts: no router
+
+
+def _is_returned(base: fx.Node) -> bool:
+    """Whether features leave the graph, as they must for experts that follow in another."""
+    views = [user for user in base.users if name_of(user) in CASTS | VIEWS]
+    return any(user.op == "output" for node in (base, *views) for user in node.users)
+
+
+def _unknown_chain(names: list[str]) -> str:
+    return f"a chain from logits to gates that is not known: {' '.join(name for name in names if name)}"
 
 
 def _is_second(node: fx.Node) -> bool:
@@ -164,7 +182,7 @@ def _match_choice(router: Router, closure: list[fx.Node], indices: fx.Node, prod
     names = [name_of(node) for node in gates]
     router.family = family(names)
     if not router.family:
-        raise LayerError(f"a chain from logits to gates that is not known: {' '.join(name for name in names if name)}")
+        raise LayerError(_unknown_chain(names))
     router.nodes = Found(weights, indices, _output(router, {weights, indices}, products))
     router.body = _body(router)
     _check_operations(router)
