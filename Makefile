@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo evidence stability continual test lint types pytest slow clean
+.PHONY: demo evidence stability recovery continual test lint types pytest slow clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
@@ -18,6 +18,9 @@ evidence: $(VENV)/.demo  ## which recipe should be the default: every recipe, se
 
 stability: $(VENV)/.demo  ## what smoothing does to runs that diverge, against controls; one thread, so that it repeats
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.stability $(ARGS)
+
+recovery: $(VENV)/.demo  ## what brings back a run that has diverged, against controls; one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.recovery $(ARGS)
 
 continual: $(VENV)/.demo  ## what head-wise routing does to forgetting in sequences of tasks; one thread, so that it repeats
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.continual_moe $(ARGS)
@@ -40,6 +43,10 @@ slow: $(VENV)/.dev  ## what takes minutes: left out of `make test`
 .PHONY: bench
 bench: $(VENV)/.bench  ## a training step's time and memory against bf16 and other quantisers
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+.PHONY: bench-optimizers
+bench-optimizers: $(VENV)/.demo  ## Spectra against AdamW and Muon, the rate of each tuned; one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.optimizers $(ARGS)
 
 .PHONY: gpu
 gpu: $(VENV)/.dev  ## on a machine with an NVIDIA GPU: the kernels' numbers, then their times; see benchmarks/gpu.py

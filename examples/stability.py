@@ -31,6 +31,7 @@ from spectral_compile.optim import Smoother, Smoothing, Trigger, TriggerState, a
 ARMS = ("none", "smooth", "every 10", "smooth + skip", "skip", "lower", "random")
 MODEL = GPTConfig(dim=64, layers=2, heads=4, context=64)
 BATCH, WARMUP = 4, 60  # sequences a step; steps in which the learning rate grows to its peak
+DEFAULT = Smoothing()
 TRIGGER = Trigger(warmup=20, cooldown=10)  # shorter than the defaults, as runs are
 LAST = 20  # steps whose mean loss counts
 HEADING = "| arm | diverged | final loss of the others | worst loss | times acted, a run |"
@@ -109,9 +110,16 @@ class Intervention:
                 weight.add_(random_change(weight, self.seed + 1000 * int(self.state.steps) + number))
 
 
-def random_change(weight: Tensor, seed: int) -> Tensor:
+def make_optimizer(case: Case, model: GPT) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW; no weight decay."""
+    if case.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=case.lr, momentum=0.9)
+    return torch.optim.AdamW(model.parameters(), lr=case.lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+def random_change(weight: Tensor, seed: int, options: Smoothing = DEFAULT) -> Tensor:
     """A change [m, n] of the norm that smoothing's has, which scales W along random directions, as many, instead."""
-    found = smoothed(weight, Smoothing())
+    found = smoothed(weight, options)
     norm = (found.weight - weight).norm()
     chance = torch.Generator().manual_seed(seed)
     U = torch.linalg.qr(torch.randn(weight.shape[0], int(found.rank), generator=chance)).Q
@@ -123,11 +131,7 @@ def train(case: Case, arm: str, seed: int, steps: int, corpus: Corpus) -> Outcom
     """One run, from the same weights and with the same batches for each arm."""
     torch.manual_seed(seed)
     model = GPT(MODEL)
-    optimizer: torch.optim.Optimizer
-    if case.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), lr=case.lr, momentum=0.9)
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=case.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = make_optimizer(case, model)
     acts = Intervention(arm, model, seed)
     losses: list[float] = []
     text = batches(corpus.train, BATCH, MODEL.context, seed)

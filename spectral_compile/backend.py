@@ -34,7 +34,13 @@ from spectral_compile.lowering.carrier import AUTO, capability_of, check_carrier
 from spectral_compile.lowering.eager import compile_eager
 from spectral_compile.measuring.sessions import Session
 from spectral_compile.passes.headwise_router import headwise_router
-from spectral_compile.passes.weight_smoothing import Asked, splits_without_effect, weight_smoothing
+from spectral_compile.passes.weight_smoothing import (
+    Asked,
+    splits_without_effect,
+    stepped_here,
+    updated_by_hand,
+    weight_smoothing,
+)
 from spectral_compile.pipeline import SEED, STEP, PassManager, PostGradPasses, steps
 from spectral_compile.randomness import next_seed
 from spectral_compile.recipes import HeadwiseRouter, QuantizeFP4, WeightSmoothing
@@ -76,6 +82,8 @@ def spectral(
     traced = Traced(gm) if parsed.dump else None
     _apply_to_dynamo_graph(gm, settings.base, traced)
     facts = graph_facts.gather(gm, example_inputs)
+    if not facts.has_weights_that_multiply:
+        _warn_of_updates_without_smoothing(gm, example_inputs, settings)
     if not facts.has_weights_that_multiply or not _anything_to_do(settings):
         return _compile(gm, example_inputs, parsed, mode, joint_pass=None)
     if facts.differentiates:
@@ -117,6 +125,22 @@ def _weights_to_smooth(
             f"spectral: WeightSmoothing: split {expression!r} matches no parameter of this graph", stacklevel=3
         )
     return asked
+
+
+def _warn_of_updates_without_smoothing(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Scopes) -> None:
+    """Weights are smoothed by a hook of their optimizer, and which they are is read from the graph of the model."""
+    if not any(options.find(WeightSmoothing) for options in settings.all_options):
+        return
+    from spectral_compile.optim.attached import is_watched
+
+    stepped = stepped_here(gm)
+    if stepped and not any(map(is_watched, stepped)):
+        what = "a compiled optimizer step by itself: ask for it where the model is compiled, whose graph tells weights"
+    elif updated_by_hand(gm, example_inputs):
+        what = "parameters that compiled code updates without a torch.optim.Optimizer: use one, or optim.smoothed"
+    else:
+        return
+    warnings.warn(f"spectral: WeightSmoothing has no effect on {what}", stacklevel=3)
 
 
 def _own_inputs(settings: Scopes, device: torch.device, dump: Dump | None) -> dict[str, OwnInput]:

@@ -34,10 +34,10 @@ from spectral_compile.passes.numerics import numerics
 from spectral_compile.passes.quantize_fp4 import quantize_fp4
 from spectral_compile.plan import Plan, RouterPlan, WeightPlan
 from spectral_compile.planner import make_plan
-from spectral_compile.recipes import Numerics
+from spectral_compile.recipes import Numerics, WeightSmoothing
 from spectral_compile.registry import Stage
 from spectral_compile.report.dump import Dump, watched
-from spectral_compile.scopes import Scopes
+from spectral_compile.scopes import Scopes, without
 
 Step = Callable[[fx.Graph], None]
 SEED, STEP = "spectral_seed", "spectral_step"  # inputs that backend.py adds: of stochastic rounding, of measuring
@@ -106,12 +106,17 @@ class PassManager(CustomGraphPass):
     def uuid(self) -> str:
         """All that the rewritten graph depends on, beside the graph itself, which Inductor adds."""
         asked = self.scopes.base.numerics  # where measurements go, and how often they are made, is in no graph
-        base = replace(self.scopes.base, numerics=asked and Numerics(cosine=asked.cosine))
+        scopes = self.scopes
+        if not (
+            registry.has_registered("joint") or registry.has_registered("post_grad")
+        ):  # a user's pass may read any setting
+            scopes = without(WeightSmoothing, scopes)  # acts as the optimizer steps, and is in no graph either
+        base = replace(scopes.base, numerics=asked and Numerics(cosine=asked.cosine))
         parts = (
             source_digest(),
             registry.digest(),
-            replace(self.scopes, base=base, all_options=()),
-            [options.resolved() for options in self.scopes.all_options],
+            replace(scopes, base=base, all_options=()),
+            [options.resolved() for options in scopes.all_options],
             self.facts,
             self.inputs,
             cpu_multiplies_bf16(),

@@ -36,6 +36,8 @@ class GemmPlan:
 
     `reason` says why a GEMM stays in high precision and is empty where it is quantised; then a and b, carrier and,
     where something is centred, mean_mode and min_rows are set. hadamard: both operands are transformed along k.
+    experts: how many matrices a stack of weights holds, empty for a product of two matrices; m, or in wgrad k, then
+    counts the tokens of all of them.
     """
 
     node: str
@@ -52,6 +54,7 @@ class GemmPlan:
     carrier: str = ""
     mean_mode: str = ""
     min_rows: int = 0
+    experts: str = ""
 
     @property
     def quantized(self) -> bool:
@@ -65,7 +68,9 @@ class GemmPlan:
 
     def cells(self) -> tuple[str, str, str, str]:
         """Layer, role, extents, and what was decided, for a table."""
-        return self.layer, self.role, self.m and f"{self.m} x {self.n} x {self.k}", self.reason or _decision(self)
+        extents = self.m and f"{self.m} x {self.n} x {self.k}"
+        shared = f", {self.experts} experts" if self.experts not in ("", "1") else ""
+        return self.layer, self.role, extents + shared, self.reason or _decision(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON-ready data."""

@@ -9,6 +9,7 @@ from torch import fx
 
 from spectral_compile._torch import statically_known_true
 from spectral_compile.config import Options
+from spectral_compile.graph.experts import operands
 from spectral_compile.graph.provenance import Gemm, Provenance
 from spectral_compile.graph.roles import heads_and_routers
 from spectral_compile.lowering.carrier import capability_of, choose_carrier
@@ -49,7 +50,8 @@ def _reason_against(gemm: Gemm, special: dict[Gemm, str], rule: Rule | None, tra
         return special[forward]
     if not training and options.inference == "high-precision":
         return "inference, by option in high precision"
-    unsupported = _unsupported(forward) or _unsupported(gemm)  # a backward product follows its forward
+    # A backward product follows its forward.
+    unsupported = _unsupported(forward) or _unsupported(gemm) or _unsupported_experts(gemm, rule, options)
     if unsupported:
         return unsupported
     return f"high precision by the rule for {rule}" if rule is not None and rule.high_precision else ""
@@ -68,6 +70,14 @@ def _unsupported(gemm: Gemm) -> str:
     shape, features = gemm.addend.meta["val"].shape, gemm.node.meta["val"].shape[1]
     is_bias = len(shape) == 1 and statically_known_true(shape[0] == features)
     return "" if is_bias else "addmm that adds anything but a bias [out_features] stays as it is"
+
+
+def _unsupported_experts(gemm: Gemm, rule: Rule | None, options: Options) -> str:
+    center = options.find(MeanCenter)
+    if gemm.grouped is None or center is None or center.mode == "hp":
+        return ""
+    kinds = (kind for kind in _kinds(gemm) if operand_policy(options.resolved(), rule, kind).center)
+    return "experts whose mean is taken out in another mode than 'hp' stay as they are" if any(kinds) else ""
 
 
 def _streams(gemms: list[Gemm]) -> dict[tuple[Gemm, Kind], int]:
@@ -104,7 +114,8 @@ def _row(
 ) -> GemmPlan:
     value = gemm.node.meta["val"]
     m, n, k = ("", "", "") if gemm.a is None else (str(size) for size in _shape(gemm))
-    row = GemmPlan(gemm.node.name, gemm.layer, gemm.role, m, n, k, _name(_dtype(value)), reason)
+    count = "" if gemm.grouped is None else str(_experts(gemm))
+    row = GemmPlan(gemm.node.name, gemm.layer, gemm.role, m, n, k, _name(_dtype(value)), reason, experts=count)
     if reason:
         return row
     center = options.find(MeanCenter) or MeanCenter()
@@ -118,11 +129,16 @@ def _row(
         a=a,
         b=b,
         hadamard=transforms(options.resolved(), rule, _role(gemm)),
-        carrier=choose_carrier(
-            value.device, value.dtype, (a.format, b.format), options.carrier, capability_of(value.device)
-        ),
+        carrier=_carrier(gemm, (a.format, b.format), options),
     )
     return dataclasses.replace(row, mean_mode=center.mode, min_rows=center.min_rows) if row.centered else row
+
+
+def _carrier(gemm: Gemm, formats: tuple[str, str], options: Options) -> str:
+    value = gemm.node.meta["val"]
+    carrier = choose_carrier(value.device, value.dtype, formats, options.carrier, capability_of(value.device))
+    # There is no kernel for grouped products on FP4 or FP8 units.
+    return "bf16" if gemm.grouped is not None and carrier in ("native", "fp8") else carrier
 
 
 def _role(gemm: Gemm) -> GemmRole:
@@ -154,15 +170,35 @@ def _tokens_are_few(gemm: Gemm, min_rows: int) -> bool:
     """True only where the number of tokens is known: otherwise the operator that takes the mean decides at run time."""
     m, n, k = _shape(gemm)
     tokens = k if gemm.role == "wgrad" else (m if gemm.weight_is_b else n)
+    if gemm.grouped is not None and gemm.grouped.offsets is None:
+        tokens = tokens // _experts(gemm)
     return statically_known_true(tokens < min_rows)
 
 
 def _shape(gemm: Gemm) -> tuple[int, int, int]:
-    """(m, n, k) of a product of two matrices."""
+    """(m, n, k) of a product of two matrices; of a grouped one, with all experts' tokens together."""
     assert gemm.a is not None
     assert gemm.b is not None
+    if gemm.grouped is not None:
+        tokens, of_a = _tokens_and_features(gemm.a, gemm.grouped.a[1])
+        _, of_b = _tokens_and_features(gemm.b, gemm.grouped.b[1])
+        return (of_a, of_b, tokens) if gemm.grouped.ragged_k else (tokens, of_b, of_a)
     m, k = gemm.a.meta["val"].shape
     return m, gemm.b.meta["val"].shape[1], k
+
+
+def _tokens_and_features(node: fx.Node, flipped: bool) -> tuple[int, int]:
+    """Of an operand of a grouped product: all but the last axis, and the last."""
+    *batch, rows, cols = node.meta["val"].shape
+    rows, cols = (cols, rows) if flipped else (rows, cols)
+    return (batch[0] * rows if batch else rows), cols
+
+
+def _experts(gemm: Gemm) -> int:
+    assert gemm.grouped is not None
+    assert gemm.a is not None
+    _, _, offsets = operands(gemm.node, gemm.grouped)
+    return int((gemm.a if offsets is None else offsets).meta["val"].shape[0])
 
 
 def _dtype(value: object) -> torch.dtype:

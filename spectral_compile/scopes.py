@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import fx, nn
 
@@ -12,6 +13,7 @@ from spectral_compile.config import Options
 from spectral_compile.configure import ANNOTATION, Configuration
 from spectral_compile.graph.facts import all_nodes, raw_module_stack
 
+_Settings = TypeVar("_Settings", Options, Configuration)
 ROOT = ""  # in place of a path: the module whose forward is compiled, which is absent from its own products' stacks
 
 
@@ -62,6 +64,20 @@ def gather(gm: fx.GraphModule, options: Options) -> Scopes:
     )
     settings = dict.fromkeys((base, *(scopes.of(node) for node in all_nodes(gm))))
     return dataclasses.replace(scopes, all_options=tuple(settings))
+
+
+def without(kind: type, scopes: Scopes) -> Scopes:
+    """The same, with no settings of one pass anywhere."""
+
+    def less(one: _Settings) -> _Settings:
+        return dataclasses.replace(one, passes=tuple(p for p in one.passes if type(p) is not kind))
+
+    return Scopes(
+        less(scopes.base),
+        tuple((path, less(configuration)) for path, configuration in scopes.modules),
+        tuple((note, less(configuration)) for note, configuration in scopes.functions),
+        tuple(dict.fromkeys(map(less, scopes.all_options))),
+    )
 
 
 Holder = type | nn.Module

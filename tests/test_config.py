@@ -28,7 +28,7 @@ ALL_OPTIONS = ", ".join(
         ],
     )
 )
-ALL_PASSES = "MeanCenter(...), Hadamard(...), QuantizeFP4(...), WeightSmoothing(...)"
+ALL_PASSES = "MeanCenter(...), Hadamard(...), QuantizeFP4(...), WeightSmoothing(...), HeadwiseRouter(...)"
 ALL_RECIPES = ", ".join(map(repr, RECIPES))
 
 REFUSED: list[tuple[dict[Any, Any], str]] = [

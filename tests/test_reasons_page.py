@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spectral_compile import planner
-from spectral_compile.graph import provenance, roles
+from spectral_compile.graph import experts, provenance, roles
 
 PAGE = (Path(__file__).parents[1] / "docs" / "what-is-quantised.md").read_text()
 NO_REASONS = {roles._MIXED}
@@ -28,7 +28,7 @@ def sentences(source: str) -> Iterator[str]:
 
 REASONS = [
     (module.__name__, reason)
-    for module in (planner, provenance, roles)
+    for module in (planner, experts, provenance, roles)
     for reason in sentences(Path(module.__file__).read_text())
 ]
 

@@ -22,6 +22,7 @@ class GraphFacts:
 
     modules: for each call in the graph, the paths and classes of the modules it came from.
     has_matmul: whether any call may be a matrix product; multiplying: the innermost modules of those calls.
+    stacks: the names of parameters of three axes, as stacks of experts are.
     differentiates: whether torch.func does inside the graph what autograd does outside, where forward and backward
     cannot be told apart.
     """
@@ -31,6 +32,7 @@ class GraphFacts:
     has_matmul: bool
     differentiates: bool = False
     multiplying: tuple[str, ...] = ()
+    stacks: tuple[str, ...] = ()
 
     @property
     def has_weights_that_multiply(self) -> bool:
@@ -39,8 +41,9 @@ class GraphFacts:
 
     @property
     def layers(self) -> frozenset[str]:
-        """The paths that a rule can match: of modules that multiply, and of those that own a parameter."""
-        return frozenset({*self.multiplying, *(name.rpartition(".")[0] for name in self.inputs if name is not None)})
+        """The paths that a rule can match: of modules that multiply, of those that own a parameter, and of stacks."""
+        owners = (name.rpartition(".")[0] for name in self.inputs if name is not None)
+        return frozenset({*self.multiplying, *owners, *self.stacks})
 
 
 def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
@@ -54,7 +57,8 @@ def gather(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> GraphFacts:
     modules = tuple(" ".join(f"{path}:{_class_name(kind)}" for path, kind in module_stack(node)) for node in calls)
     stacks = [module_stack(node) for node in calls if _is_matmul(node)]
     multiplying = tuple(sorted({stack[-1][0] for stack in stacks if stack}))
-    return GraphFacts(inputs, modules, bool(stacks), any(map(_is_functorch, calls)), multiplying)
+    deep = tuple(name for name, example in zip(inputs, example_inputs, strict=True) if name and example.dim() == 3)
+    return GraphFacts(inputs, modules, bool(stacks), any(map(_is_functorch, calls)), multiplying, deep)
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, type]]:

@@ -12,7 +12,9 @@ import networkx as nx
 import torch
 from torch import fx
 
+from spectral_compile.graph import experts
 from spectral_compile.graph.dataflow import Origin, origins, root
+from spectral_compile.graph.experts import Grouped
 from spectral_compile.graph.facts import GraphFacts, module_stack
 
 aten = torch.ops.aten
@@ -20,12 +22,20 @@ aten = torch.ops.aten
 Role = Literal["fprop", "dgrad", "wgrad", "other"]
 MATRIX_PRODUCTS = (aten.mm.default, aten.addmm.default)
 ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention")
-BATCHED_PRODUCTS = ("bmm", "grouped_mm", *ATTENTION)
+
+ATTENTION_NOTE = "attention product: both operands are activations"
+WEIGHTS_ALONE = "weight arithmetic: no activation flows in"
+NO_WEIGHT = "neither operand is computed from parameters alone (a buffer, say a mask on a weight, is data)"
+NO_ACTIVATION = "no operand is an activation"
+NO_FORWARD = "backward product whose forward was not found"
 
 
 @dataclass(eq=False)
 class Gemm:
-    """One product. For `mm` and `addmm`, a @ b + addend; role "other" comes with the reason in `note`."""
+    """One product. For `mm` and `addmm`, a @ b + addend; role "other" comes with the reason in `note`.
+
+    grouped: of a product with a stack of weights, its form, of which a and b are operands.
+    """
 
     node: fx.Node
     role: Role
@@ -39,6 +49,8 @@ class Gemm:
     backward: list["Gemm"] = field(default_factory=list)
     weight_is_b: bool = True  # fprop and dgrad: which operand is the weight
     gradient_is_a: bool = True  # wgrad: which operand is the gradient
+    grouped: Grouped | None = None
+    transformed: bool = False  # grouped: the quantisers are to apply the Hadamard transform
 
     def like(self, kind: str) -> fx.Node:
         """The node whose metadata the work on an operand inherits: what is computed from forward values belongs to the
@@ -67,8 +79,10 @@ def trace(graph: fx.Graph, facts: GraphFacts) -> Provenance:
         candidates = forward_of.get(node.meta.get("seq_nr", -1), [])
         if node.target in MATRIX_PRODUCTS:
             gemm = _backward(node, candidates) if backward else _forward(node, origin)
-        elif any(part in str(node.target) for part in BATCHED_PRODUCTS):
-            gemm = _batched(node, candidates if backward else [], origin)
+        elif experts.is_product(node):
+            gemm = _grouped_backward(node, candidates, origin) if backward else _grouped_forward(node, origin, facts)
+        elif any(part in str(node.target) for part in ATTENTION):
+            gemm = Gemm(node, "other", layer_path(node), note=ATTENTION_NOTE)
         else:
             continue
         if not backward and "seq_nr" in node.meta:
@@ -88,13 +102,13 @@ def _forward(node: fx.Node, origin: dict[fx.Node, Origin]) -> Gemm:
     gemm = Gemm(node, "other", layer_path(node), a, b, addend)
     weight_a, weight_b = origin[a].is_weight, origin[b].is_weight
     if weight_a and weight_b:
-        gemm.note = "weight arithmetic: no activation flows in"
+        gemm.note = WEIGHTS_ALONE
     elif any(origin[x].product and origin[x].parameters and not origin[x].activation for x in (a, b)):
         gemm.note = "an operand is a product of parameters, as learned queries are: no weight of a linear"
     elif not weight_a and not weight_b:
-        gemm.note = "neither operand is computed from parameters alone (a buffer, say a mask on a weight, is data)"
+        gemm.note = NO_WEIGHT
     elif not (origin[a].activation or origin[b].activation):
-        gemm.note = "no operand is an activation"
+        gemm.note = NO_ACTIVATION
     else:
         gemm.role, gemm.weight_is_b = "fprop", weight_b
         gemm.weight_names = origin[b if weight_b else a].parameters
@@ -105,7 +119,7 @@ def _forward(node: fx.Node, origin: dict[fx.Node, Origin]) -> Gemm:
 def _backward(node: fx.Node, candidates: list[Gemm]) -> Gemm:
     """Match by seq_nr, then prove it by data flow: dgrad reads the forward's weight, wgrad its activation."""
     addend, a, b = _operands(node)
-    gemm = Gemm(node, "other", layer_path(node), a, b, addend, note="backward product whose forward was not found")
+    gemm = Gemm(node, "other", layer_path(node), a, b, addend, note=NO_FORWARD)
     read = (root(a), root(b))
     for forward in candidates:
         if forward.a is None or forward.b is None:
@@ -128,10 +142,68 @@ def _backward(node: fx.Node, candidates: list[Gemm]) -> Gemm:
     return gemm
 
 
-def _batched(node: fx.Node, candidates: list[Gemm], origin: dict[fx.Node, Origin]) -> Gemm:
-    """A product that stays in high precision; in the backward for its forward's reason."""
-    note = next((forward.note for forward in candidates if forward.a is None), None)
-    return Gemm(node, "other", layer_path(node), note=note or _batched_note(node, origin))
+def _grouped_forward(node: fx.Node, origin: dict[fx.Node, Origin], facts: GraphFacts) -> Gemm:
+    a, b = node.args[:2]
+    gemm = Gemm(node, "other", layer_path(node))
+    form = experts.read(node, weight_is_a=origin[a].is_weight)  # type: ignore[index]
+    stacks = [x for x in (a, b) if isinstance(x, fx.Node) and origin[x].parameters and x.meta["val"].dim() == 3]
+    whys = [
+        why for x in stacks if (why := experts.stack_of(x, origin)) and (origin[x].is_weight or why == experts.GATHERED)
+    ]
+    if isinstance(form, str):
+        gemm.note = form
+    elif whys:
+        gemm.note = whys[0]
+    elif not origin[experts.operands(node, form)[1]].is_weight:
+        gemm.note = ATTENTION_NOTE if node.target is aten.bmm.default else NO_WEIGHT
+    elif origin[experts.operands(node, form)[0]].is_weight:
+        gemm.note = WEIGHTS_ALONE
+    elif not origin[experts.operands(node, form)[0]].activation:
+        gemm.note = NO_ACTIVATION
+    else:
+        gemm.role, gemm.grouped = "fprop", form
+        gemm.a, gemm.b, _ = experts.operands(node, form)
+        gemm.weight_names = origin[gemm.b].parameters
+        name = min(gemm.weight_names)
+        # A module of experts has several stacks, so its path tells too little.
+        gemm.layer = name if name in facts.stacks else gemm.layer or name.rpartition(".")[0]
+    return gemm
+
+
+def _grouped_backward(node: fx.Node, candidates: list[Gemm], origin: dict[fx.Node, Origin]) -> Gemm:
+    """As `_backward`: dgrad reads the forward's stack of weights, wgrad its tokens."""
+    gemm = Gemm(node, "other", layer_path(node), note=NO_FORWARD)
+    read = _grouped_operands(node)
+    for forward in candidates:
+        if forward.grouped is None:
+            if forward.a is None:  # told by the kind of product alone, in its forward as here
+                gemm.note = forward.note
+            continue
+        assert forward.a is not None
+        assert forward.b is not None
+        weight, activation = root(forward.b), root(forward.a)
+        if weight not in read and activation not in read:
+            continue
+        gemm.role = "dgrad" if weight in read else "wgrad"
+        if node.target is aten.bmm.default and gemm.role == "wgrad":
+            form: Grouped | str = experts.as_wgrad()
+        else:
+            form = experts.read(node, weight_is_a=read[0] is weight)
+        if isinstance(form, str):
+            gemm.role, gemm.note = "other", form
+            return gemm
+        gemm.grouped = form
+        gemm.a, gemm.b, _ = experts.operands(node, form)
+        gemm.gradient_is_a = root(gemm.a) is not activation
+        gemm.forward, gemm.layer, gemm.weight_names = forward, forward.layer, forward.weight_names
+        forward.backward.append(gemm)
+        return gemm
+    return gemm
+
+
+def _grouped_operands(node: fx.Node) -> list[fx.Node]:
+    form = experts.read(node)
+    return [] if isinstance(form, str) else [root(operand) for operand in experts.operands(node, form)[:2]]
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
@@ -141,13 +213,6 @@ def _operands(node: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
 
 def _in_backward(node: fx.Node) -> bool:
     return node.meta.get("partitioner_tag") == "is_backward"
-
-
-def _batched_note(node: fx.Node, origin: dict[fx.Node, Origin]) -> str:
-    attention = any(part in str(node.target) for part in ATTENTION)
-    if not attention and any(origin[argument].is_weight for argument in node.all_input_nodes):
-        return "batched product with a stack of weights: stays in high precision"
-    return "attention product: both operands are activations"
 
 
 def _as_graph(gemms: list[Gemm]) -> nx.DiGraph:

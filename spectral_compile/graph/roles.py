@@ -102,7 +102,11 @@ def _looks_like_a_head(graph: fx.Graph, gemm: Gemm, provenance: Provenance) -> s
     last = [g for g in provenance.gemms if g.role == "fprop"][-1]
     vocabularies = [node.args[0].meta["val"].shape[0] for node in embeddings]
     width = gemm.node.meta["val"].shape[1]
-    if gemm is last and any(statically_known_true(width == vocabulary) for vocabulary in vocabularies):
+    if (
+        gemm is last
+        and gemm.grouped is None
+        and any(statically_known_true(width == vocabulary) for vocabulary in vocabularies)
+    ):
         return "output head: the last product of the graph, as wide as the vocabulary that the graph embeds"
     return None
 

@@ -7,6 +7,9 @@ them runs anywhere with the same numbers. `lowering/` gives devices faster kerne
 from spectral_compile.ops import (
     center,
     dequantize,
+    grouped_mean,
+    grouped_quantize,
+    grouped_split_mm,
     hadamard,
     measure,
     product,
@@ -22,6 +25,9 @@ from spectral_compile.ops import (
 __all__ = [
     "center",
     "dequantize",
+    "grouped_mean",
+    "grouped_quantize",
+    "grouped_split_mm",
     "hadamard",
     "measure",
     "product",

@@ -113,6 +113,7 @@ class Acting:
             norms = [torch.zeros_like(self.state.average)]
         squares = torch.stack(norms).double().square().sum()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Of all ranks, each at each step: one that steps less often, as a pipeline stage may, would hang the rest.
             torch.distributed.all_reduce(squares)
         norm = squares.sqrt() / (1.0 if self.scale is None else self.scale())
         fires, self.state = advance(self.trigger, self.state, norm)

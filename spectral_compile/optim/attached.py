@@ -95,6 +95,12 @@ def ask(asked: Iterable[Asked], arguments: Sequence[Any]) -> None:
         watched.asked, watched.measures = settings, settings.every is None
 
 
+def is_watched(parameter: Tensor) -> bool:
+    """Whether a graph ever asked for this parameter."""
+    found = _watched.get(id(parameter))
+    return found is not None and found.parameter is parameter
+
+
 class _Attached(Watched):
     """plan: of the graph that asked last. asked: the settings, from a training call until the step after it."""
 

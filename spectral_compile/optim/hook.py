@@ -27,7 +27,8 @@ class Smoother(Acting):
     without it, a scale that doubles looks like a gradient that does.
 
     Ranks decide alike, by one sum of a number over all of them a step. Under DDP that number is of the gradients as
-    each rank accumulated them, before they are averaged: larger than the average's norm, and a ratio all the same.
+    each rank accumulated them, before they are averaged: larger than the average's norm, and a ratio all the same. The
+    sum waits for every rank: where ranks step unequally (pipeline stages, experts without a token), use `every`.
 
     What the optimizer owns must be the parameters themselves, as it is with autocast and with FSDP 2. `log` has, for
     each call that smoothed, the step (from 0) and |dW| / |W| of each matrix, as tensors. Parameters are held weakly.

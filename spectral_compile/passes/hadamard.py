@@ -22,7 +22,10 @@ spectral = torch.ops.spectral
 def hadamard(emit: Emitter, rows: list[tuple[GemmPlan, Gemm]]) -> None:
     """Rewrite the products whose plan transforms the operands. `rows` pairs each plan row with its product's node."""
     for row, gemm in rows:
-        if row.quantized and row.hadamard:
+        if row.quantized and row.hadamard and gemm.grouped is not None:
+            # Groups of 16 tokens begin with an expert's first: the quantiser knows where, no operator before it does.
+            gemm.transformed = True
+        elif row.quantized and row.hadamard:
             product = read_product(gemm.node)
             a = _transformed(emit, row.a, product.a, 1, gemm)
             b = _transformed(emit, row.b, product.b, 0, gemm)

@@ -22,6 +22,7 @@ from torch import fx
 
 from spectral_compile.graph.emit import Emitter
 from spectral_compile.graph.provenance import Gemm
+from spectral_compile.passes.expert_mean import expert_mean
 from spectral_compile.passes.operand import behind_transpose, rounded, transpose
 from spectral_compile.passes.product import Product, read_product
 from spectral_compile.plan import GemmPlan, OperandPlan
@@ -36,13 +37,14 @@ Term = tuple[fx.Node, fx.Node]  # two vectors, whose outer product is added
 def mean_center(emit: Emitter, rows: list[tuple[GemmPlan, Gemm]], seed: fx.Node | None) -> None:
     """Rewrite the products whose plan centres an operand. `rows` pairs each plan row with its product's node."""
     for row, gemm in rows:
-        if row.quantized and row.centered:
+        if row.quantized and row.centered and gemm.grouped is None:
             centering = _Centering(emit, row, gemm, seed)
             product = read_product(gemm.node)
             centered = centering.wgrad(product) if row.role == "wgrad" else centering.fprop_or_dgrad(product)
             out_dtype = gemm.node.meta["val"].dtype
             arguments = (centered.a, centered.b, centered.left, centered.right, out_dtype)
             gemm.node = emit.replace(gemm.node, spectral.split_mm.default, arguments)
+    expert_mean(emit, rows)
 
 
 @dataclass

@@ -27,7 +27,7 @@ def numerics(emit: Emitter, rows: list[tuple[GemmPlan, Gemm]], step: fx.Node | N
     names: dict[fx.Node, list[str]] = {}  # of a measurement: products may share an operand
     layers = _layers(rows)
     for row, gemm in rows:
-        if not row.quantized:
+        if not row.quantized or gemm.grouped is not None:  # an expert's operand is a part of a tensor: not looked at
             continue
         if step is None:
             raise AssertionError("the graph has no input that tells which calls are measured")

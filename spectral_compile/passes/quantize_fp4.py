@@ -10,6 +10,7 @@ from torch import fx
 from spectral_compile.formats.hadamard import SIZE as HADAMARD_SIZE
 from spectral_compile.graph.emit import Emitter
 from spectral_compile.graph.provenance import Gemm
+from spectral_compile.passes.expert_quantize import expert_quantize
 from spectral_compile.passes.operand import behind_transpose, quantize
 from spectral_compile.passes.product import Product, read_product
 from spectral_compile.plan import GemmPlan
@@ -20,8 +21,9 @@ spectral = torch.ops.spectral
 def quantize_fp4(emit: Emitter, rows: list[tuple[GemmPlan, Gemm]], seed: fx.Node | None) -> None:
     """Rewrite the products that the plan quantises. `seed` is the graph's input for stochastic rounding."""
     for row, gemm in rows:
-        if row.quantized:
+        if row.quantized and gemm.grouped is None:
             gemm.node = _rewrite(emit, row, gemm, read_product(gemm.node), seed)
+    expert_quantize(emit, rows, seed)
 
 
 def _rewrite(emit: Emitter, row: GemmPlan, gemm: Gemm, product: Product, seed: fx.Node | None) -> fx.Node:

@@ -4,11 +4,12 @@ Decides only, and changes nothing in the graph: `backend.py` attaches, `optim/at
 Dynamo graph, because a compile that finds its code in a cache sees no other.
 """
 
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from spectral_compile.config import Options
 from spectral_compile.graph.facts import GraphFacts
@@ -21,6 +22,7 @@ from spectral_compile.rules import find_rule
 from spectral_compile.scopes import Scopes
 
 Asked = tuple[int, WeightPlan, WeightSmoothing]
+_AUGMENTED = ("iadd", "isub", "imul", "itruediv")  # p -= lr * g
 
 
 def weight_smoothing(
@@ -50,6 +52,39 @@ def weight_smoothing(
                 plan = _unless_excluded(plan, nodes, facts, scopes, options)
             asked.append((index, plan, settings))
     return asked
+
+
+def stepped_here(gm: fx.GraphModule) -> list[nn.Parameter]:
+    """The parameters of a compiled optimizer step, which Dynamo makes attributes of its graph."""
+    held = (operator.attrgetter(str(node.target))(gm) for node in gm.graph.find_nodes(op="get_attr"))
+    return [value for value in held if isinstance(value, nn.Parameter)]
+
+
+def updated_by_hand(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> bool:
+    """Whether a graph writes to a trainable parameter that it was given: an update without an optimizer."""
+    trained = {
+        node
+        for node, value in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True)
+        if isinstance(value, nn.Parameter) and value.requires_grad
+    }
+    return any(written in trained for node in gm.graph.nodes for written in _written(node))
+
+
+def _written(node: fx.Node) -> list[Any]:
+    """What a call writes to, by torch's naming of operators that work in place; behind `.data` and `.detach()` too."""
+    in_place = re.search(r"[^_]_$", _name(node)) or _name(node) in _AUGMENTED
+    if not in_place or node.op not in ("call_method", "call_function") or not node.args:
+        return []
+    first = node.args[0]
+    found = list(first) if isinstance(first, (list, tuple)) else [first]
+    for place, one in enumerate(found):
+        while isinstance(one, fx.Node) and _name(one) in ("detach", "_get_data_attr"):
+            one = found[place] = one.args[0]
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
 
 
 def splits_without_effect(asked: Sequence[Asked]) -> list[str]:
@@ -101,7 +136,8 @@ def _unless_excluded(
     plan: WeightPlan, nodes: Sequence[fx.Node], facts: GraphFacts, scopes: Scopes, options: Options
 ) -> WeightPlan:
     """What the user wants left alone is; rules of a recipe are about precision."""
-    layer = layer_path(nodes[0]) or plan.name.rpartition(".")[0]
+    path = layer_path(nodes[0]) or plan.name.rpartition(".")[0]
+    layer = plan.name if plan.role == "experts" else path  # as in the plan: a module of experts has several stacks
     rule: Rule | None = find_rule(options.own_rules(), layer, "fprop", sorted(facts.layers))
     if any(scopes.excluded(node) for node in nodes):
         reason = "excluded: spectral_compile.exclude was said of its module or function"

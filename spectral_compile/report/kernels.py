@@ -22,6 +22,8 @@ def kernels(part: fx.Graph) -> dict[str, tuple[str, ...]]:
     for node in lowered.nodes:
         if node.target is spectral.scaled_mm.default:  # no lowering on this device, or an operand that is not in FP4
             found[node.name] = (*(_name(_maker(node.args[place])) for place in (0, 3)), "scaled_mm")
+        elif node.target is spectral.scaled_grouped_mm.default:
+            found[node.name] = (*(_name(_maker(node.args[place])) for place in (0, 3)), "scaled_grouped_mm")
         elif LOWERED_FROM in node.meta:
             a, b = node.args[:2]
             product = f"{_name(node)}, {str(a.meta['val'].dtype).removeprefix('torch.')}"

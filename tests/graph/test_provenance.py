@@ -171,12 +171,12 @@ def test_a_weight_masked_by_a_buffer_is_not_claimed_to_be_a_weight() -> None:
 
 
 @pytest.mark.parametrize("equation", ["btd,dh->bth", "btd,edh->beth"])
-def test_einsum_is_a_batched_product_forward_and_backward(equation: str) -> None:
+def test_einsum_is_a_product_with_a_stack_of_one_forward_and_backward(equation: str) -> None:
     shape = (24, 8) if equation.startswith("btd,dh") else (2, 24, 8)
     model = Model(lambda s, x: torch.einsum(equation, x, s.w), w=torch.randn(shape))
     rows = capture(model, needs_grad(2, 8, 24)).plan.rows
-    assert len(rows) == 3
-    assert {row.reason for row in rows} == {"batched product with a stack of weights: stays in high precision"}
+    assert sorted(row.role for row in rows) == ["dgrad", "fprop", "wgrad"]
+    assert all(row.quantized and row.experts == "1" for row in rows)
 
 
 def test_attention_products_have_no_weight() -> None:

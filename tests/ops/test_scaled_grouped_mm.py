@@ -1,101 +1,92 @@
-"""spectral::scaled_grouped_mm and pad_groups: each group as if it were alone."""
+"""spectral::scaled_grouped_mm and grouped_split_mm: each group as if it were alone."""
 
 import pytest
 import torch
-from torch import Tensor
 
-from spectral_compile import formats
-from spectral_compile.formats import FORMATS
-from spectral_compile.ops.scaled_grouped_mm import pad_groups, padded_starts, padded_tokens, scaled_grouped_mm
+from spectral_compile.formats import FORMATS, Quantized, dequantize
+from spectral_compile.ops.scaled_grouped_mm import scaled_grouped_mm
 from tests.fake_kernels import assert_fake_agrees
+from tests.ops.groups import OFFSETS, TOKENS, K, N, grouped, int32, ragged, slices
 
-OFFSETS = {"usual": (5, 5, 37, 40), "all of one": (0, 40, 40, 40), "none": (0, 0, 0, 0), "a rest": (0, 3, 20, 33)}
-TOKENS, N, K = 40, 48, 64
-
-
-def groups(offsets: tuple[int, ...]) -> list[slice]:
-    return [slice(start, end) for start, end in zip((0, *offsets), offsets, strict=False)]
-
-
-@pytest.mark.parametrize("offsets", OFFSETS.values(), ids=list(OFFSETS))
-@pytest.mark.parametrize("block", [16, 32])
-def test_padded_groups_begin_with_a_block_and_keep_their_tokens(block: int, offsets: tuple[int, ...]) -> None:
-    x, ends = torch.randn(TOKENS, 3), torch.tensor(offsets, dtype=torch.int32)
-    padded = pad_groups(x, ends, block)
-    assert padded.shape[0] == padded_tokens(TOKENS, 4, block)
-    assert padded.shape[0] % block == 0
-    assert_fake_agrees(torch.ops.spectral.pad_groups, x, ends, block)
-    for first, group in zip(padded_starts(ends, block).tolist(), groups(offsets), strict=True):
-        assert first % block == 0
-        size = group.stop - group.start
-        assert torch.equal(padded[first : first + size], x[group])
-        padded[first : first + size] = 0
-    assert not padded.any()
+spectral = torch.ops.spectral
 
 
 @pytest.mark.parametrize("offsets", OFFSETS.values(), ids=list(OFFSETS))
 @pytest.mark.parametrize("b_k_last", [True, False])
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_group_is_multiplied_with_its_expert(format: str, b_k_last: bool, offsets: tuple[int, ...]) -> None:
-    arguments = grouped(format, b_k_last, offsets)
-    got = torch.ops.spectral.scaled_grouped_mm(*arguments)
-    assert_fake_agrees(torch.ops.spectral.scaled_grouped_mm, *arguments)
-    a, b = (
-        (formats.dequantize(formats.Quantized(*arguments[i : i + 3]), format, K) for i in (0, 3))
-        if b_k_last
-        else (
-            formats.dequantize(formats.Quantized(*arguments[:3]), format, K),
-            formats.dequantize(formats.Quantized(*arguments[3:6]), format, N).mT,
-        )
-    )
-    for expert, group in enumerate(groups(offsets)):
-        torch.testing.assert_close(got[group], a[group] @ b[expert].t(), rtol=1e-4, atol=1e-4)
+    arguments = grouped(format, b_k_last, offsets, left=True, right=True)
+    got = spectral.scaled_grouped_mm(*arguments)
+    assert_fake_agrees(spectral.scaled_grouped_mm, *arguments)
+    a_codes, a_scales, a_tensor_scales, *b, _, left, right = arguments[:9]
+    for expert, group in enumerate(slices(offsets)):
+        a = dequantize(Quantized(a_codes[group], a_scales[group], a_tensor_scales[expert]), format, K)
+        stored = dequantize(Quantized(*(part[expert] for part in b)), format, K if b_k_last else N)
+        expected = a @ (stored.t() if b_k_last else stored) + left[group, None] * right[expert]
+        torch.testing.assert_close(got[group], expected, rtol=1e-4, atol=1e-3)
     assert not got[offsets[-1] :].any()
 
 
+@pytest.mark.parametrize("hadamard", [False, True])
 @pytest.mark.parametrize("offsets", OFFSETS.values(), ids=list(OFFSETS))
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_experts_gradient_is_of_its_tokens_alone(format: str, offsets: tuple[int, ...]) -> None:
+def test_each_experts_gradient_is_of_its_tokens_alone(format: str, offsets: tuple[int, ...], hadamard: bool) -> None:
     x, d = torch.randn(TOKENS, K), torch.randn(TOKENS, N)
-    arguments = ragged(x, d, format, offsets)
-    got = torch.ops.spectral.scaled_grouped_mm(*arguments)
-    assert_fake_agrees(torch.ops.spectral.scaled_grouped_mm, *arguments)
-    for expert, group in enumerate(groups(offsets)):
-        if format == "mxfp4":  # whose blocks depend on nothing but themselves: the group as if it were alone
-            alone = [formats.quantize(y[group], format, axis=0) for y in (d, x)]
-            a, b = (formats.dequantize(q, format, group.stop - group.start) for q in alone)
-            torch.testing.assert_close(got[expert], a @ b.t(), rtol=1e-4, atol=1e-4)
-        error = (got[expert] - d[group].t() @ x[group]).norm() / max(1.0, float((d[group].t() @ x[group]).norm()))
-        assert error < 0.3
+    arguments = ragged(x, d, format, offsets, rank=2, hadamard=hadamard)
+    got = spectral.scaled_grouped_mm(*arguments)
+    assert_fake_agrees(spectral.scaled_grouped_mm, *arguments)
+    left, right = arguments[7:9]
+    for expert, group in enumerate(slices(offsets)):
+        tokens = group.stop - group.start
+        if not tokens:
+            assert not got[expert].any()
+            continue
+        alone = [
+            spectral.quantize(y[group], None, None, None, format, FORMATS[format].scales[0], 0, 1, hadamard, 0)
+            for y in (d, x)
+        ]
+        k = -(-tokens // 16) * 16 if hadamard else tokens
+        how = (N, K, k, True, True, format, format, "bf16", torch.float32)
+        assert torch.equal(got[expert], spectral.scaled_mm(*alone[0], *alone[1], left[expert], right[expert], *how))
+        expected = d[group].t() @ x[group]
+        assert (got[expert] - left[expert] @ right[expert] - expected).norm() < 0.3 * expected.norm()
 
 
-def test_what_is_nobodys_is_zero_even_where_the_product_is_poisoned() -> None:
-    arguments = list(grouped("nvfp4", True, OFFSETS["a rest"]))
-    arguments[2] = torch.tensor(float("nan"))
+def test_what_is_nobodys_is_zero_and_a_poisoned_expert_is_alone() -> None:
+    arguments = list(grouped("nvfp4", True, OFFSETS["a rest"], right=True))
+    arguments[2][1] = torch.nan
     got = scaled_grouped_mm(*arguments)
-    assert got[:33].isnan().all()
+    assert got[:3].isnan().all()
+    assert not got[3:].isnan().any()
     assert not got[33:].any()
 
 
-def test_operands_without_codes_are_refused() -> None:
-    arguments = list(grouped("nvfp4", True, OFFSETS["usual"]))
-    arguments[12] = "identity"
-    with pytest.raises(ValueError, match="grouped products are of nvfp4 and mxfp4 operands, not of 'identity'"):
-        scaled_grouped_mm(*arguments)
+def test_operands_that_are_not_rounded_are_multiplied_as_they_are() -> None:
+    a, b = torch.randn(TOKENS, K), torch.randn(4, K, N)
+    ends = int32(OFFSETS["a rest"])
+    ones, none = torch.ones(4), torch.empty(0)
+    how = (TOKENS, N, K, 0, False, "identity", "identity", "fp32", torch.float32)
+    got = spectral.scaled_grouped_mm(a, none, ones, b, none, ones, ends, None, None, *how)
+    assert torch.equal(got, spectral.grouped_split_mm(a, b, ends, None, None, False, torch.float32))
+    for expert, group in enumerate(slices(ends)):
+        torch.testing.assert_close(got[group], a[group] @ b[expert], rtol=1e-5, atol=1e-4)
 
 
-def grouped(format: str, b_k_last: bool, offsets: tuple[int, ...]) -> tuple:
-    a = formats.quantize(torch.randn(TOKENS, K), format)
-    square = FORMATS[format].block
-    shape = (len(offsets), N, K) if b_k_last else (len(offsets), K, N)
-    b = formats.quantize(torch.randn(shape), format, tile_rows=square)
-    how = (TOKENS, N, K, False, b_k_last, format, format, "bf16", torch.float32)
-    return (*a, *b, torch.tensor(offsets, dtype=torch.int32), *how)
-
-
-def ragged(x: Tensor, d: Tensor, format: str, offsets: tuple[int, ...]) -> tuple:
-    ends = torch.tensor(offsets, dtype=torch.int32)
-    padded = [pad_groups(y, ends, FORMATS[format].block) for y in (d, x)]
-    a, b = (formats.quantize(y, format, axis=0) for y in padded)
-    how = (d.shape[1], x.shape[1], padded[0].shape[0], True, True, format, format, "bf16", torch.float32)
-    return (*a, *b, ends, *how)
+@pytest.mark.parametrize("offsets", OFFSETS.values(), ids=list(OFFSETS))
+def test_split_products_are_the_products_and_their_terms(offsets: tuple[int, ...]) -> None:
+    a, b, ends = torch.randn(TOKENS, K), torch.randn(4, K, N), int32(offsets)
+    left, right = torch.randn(TOKENS), torch.randn(4, N)
+    got = spectral.grouped_split_mm(a, b, ends, left, right, False, torch.float32)
+    assert_fake_agrees(spectral.grouped_split_mm, a, b, ends, left, right, False, torch.float32)
+    d, of_d, of_a = torch.randn(TOKENS, N), torch.randn(4, N, 2), torch.randn(4, 2, K)
+    gradient = spectral.grouped_split_mm(d, a, ends, of_d, of_a, True, torch.float32)
+    assert_fake_agrees(spectral.grouped_split_mm, d, a, ends, of_d, of_a, True, torch.float32)
+    for expert, group in enumerate(slices(offsets)):
+        expected = a[group] @ b[expert] + left[group, None] * right[expert]
+        torch.testing.assert_close(got[group], expected, rtol=1e-5, atol=1e-4)
+        if group.stop > group.start:
+            expected = d[group].t() @ a[group] + of_d[expert] @ of_a[expert]
+            torch.testing.assert_close(gradient[expert], expected, rtol=1e-5, atol=1e-4)
+        else:
+            assert not gradient[expert].any()
+    assert not got[offsets[-1] :].any()

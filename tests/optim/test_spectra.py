@@ -208,6 +208,57 @@ def test_maximize_goes_the_other_way_and_a_tensor_rate_is_a_rate():
     torch.testing.assert_close(down, up)
 
 
+def test_maximize_holds_for_what_adamw_updates_too():
+    start, gradient = torch.randn(10), torch.randn(10)
+    ends = []
+    for sign in (1, -1):
+        parameter = nn.Parameter(start.clone())
+        optimizer = Spectra([{"params": [parameter], "method": "adamw"}], lr=0.1, maximize=sign < 0)
+        step(parameter, optimizer, sign * gradient)
+        ends.append(parameter.detach())
+    torch.testing.assert_close(*ends)
+    assert (ends[0] - start).norm() > 0.1
+
+
+def test_a_step_that_a_scaler_skips_changes_nothing():
+    plain, scaled = model(), model()
+    ends = []
+    for net, bad in ((plain, ()), (scaled, (2, 4))):
+        optimizer = Spectra(parameter_groups(net), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", enabled=net is scaled, init_scale=2.0**10)  # powers of 2 round nothing
+        for number in range(4 + len(bad)):
+            x, y = data()
+            loss = nn.functional.mse_loss(net(x), y) * (float("inf") if number in bad else 1.0)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append(
+            [*(p.detach() for p in net.parameters()), *(t for s in optimizer.state.values() for t in s.values())]
+        )
+    assert scaler.get_scale() == 2.0**8  # halved at each
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_capturable_changes_no_update():
+    nets, ends = (model(), model()), []
+    for net, capturable in zip(nets, (False, True), strict=True):
+        optimizer = Spectra(parameter_groups(net), lr=torch.tensor(0.01), capturable=capturable)
+        # Outside a compiled step torch's AdamW refuses `capturable` on a CPU, where there is nothing to capture.
+        step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)
+        for _ in range(3):
+            x, y = data()
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(x), y).backward()
+            step()
+        ends.append([p.detach() for p in net.parameters()])
+        steps = [state["step"] for state in optimizer.state.values() if "step" in state]
+        assert steps
+        assert all(int(value) == 3 for value in steps)
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def model():
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.LayerNorm(24), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 6))

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 import spectral_compile as spectral
+from spectral_compile.config import Options
+from spectral_compile.configure import Configuration
+from spectral_compile.graph.facts import GraphFacts
 from spectral_compile.optim import attached, smoothed, smoothing_of
+from spectral_compile.pipeline import PassManager
+from spectral_compile.scopes import Scopes
 from tests.integration.models import TinyLM, tokens
 
 EVERY = spectral.WeightSmoothing(every=1)
@@ -342,11 +347,10 @@ def test_autocast_smooths_the_fp32_weights_and_a_quantised_model_is_smoothed_too
 
 def test_explain_attaches_nothing_and_shows_why():
     model = tiny()
-    before = len(attached._watched)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         explanation = spectral.explain(model, tokens(), options=options(EVERY, exclude=["down"], recipe="identity"))
-    assert len(attached._watched) == before
+    assert not any(map(attached.is_watched, model.parameters()))
     assert "2 of" in str(explanation)
     reasons = {weight.name: weight.reason for weight in explanation.graphs[0].weights}
     assert reasons["blocks.0.down.weight"] == "excluded by the rule for layers 'down'"
@@ -384,3 +388,29 @@ def test_code_from_the_disk_cache_smooths_too():
         optimizer.step()
         assert smoothed_weights(optimizer) == [{"0.weight", "2.weight"}]
         assert number == 0 or hits["autograd_cache_hit"] == before + 1
+
+
+def test_its_settings_are_in_no_cache_key_but_that_of_a_graph_that_users_passes_see():
+    def key(*passes):
+        base, said = Options(passes=passes), (("L['self'].up", Configuration(passes=passes)),)
+        return PassManager(GraphFacts((), (), True), Scopes(base, said, said, (base, Options()))).uuid()
+
+    def a_users_pass(graph, options):
+        pass
+
+    assert key(EVERY) == key(QUICK) == key()
+    assert key(EVERY, spectral.QuantizeFP4(format="mxfp4")) != key(EVERY)
+    spectral.register_pass(stage="joint", after="mean_center")(a_users_pass)
+    try:
+        assert key(EVERY) != key(QUICK)
+    finally:
+        spectral.unregister_pass("a_users_pass")
+
+
+def test_nan_smooths_nothing():
+    model = compiled(tiny(), QUICK)
+    optimizer = sgd(model, lr=0.0)
+    for size in (1, 1, 1, 1, float("nan"), 1, 1):
+        step(model, optimizer, size)
+    assert smoothing_of(optimizer).steps == 7
+    assert not smoothing_of(optimizer).log

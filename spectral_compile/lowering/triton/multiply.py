@@ -155,41 +155,54 @@ def lost_blocks(device: torch.device) -> Tensor:
     return torch.zeros(1, dtype=torch.int64, device=device)
 
 
-def multiply_grouped(a: Operand, stack: Operand, offsets: Tensor, shape: Shape, out: Tensor) -> None:
-    """Groups of rows of A, each with its matrix of a stack [experts, n, k], or [experts, k, n]; in bf16."""
+def multiply_grouped(
+    a: Operand, stack: Operand, offsets: Tensor, term: tuple[Tensor | None, Tensor | None], shape: Shape, out: Tensor
+) -> None:
+    """Groups of rows of A, each with its matrix of a stack [experts, n, k], or [experts, k, n]; in bf16. term: what is
+    added, left [m] or none for ones, and right [experts, n] or none for nothing.
+    """
     m, n, k = shape
     experts = offsets.shape[0]
     config = GROUPED
     if experts == 0:
         out.zero_()
         return
+    left, right = (None if x is None else x.contiguous() for x in term)
     tiles = triton.cdiv(m, config.block_m) + experts  # each group, and what is after the last, may end in a part of one
     grouped_kernel[tiles, triton.cdiv(n, config.block_n)](
         *(a.codes, a.scales, stack.codes, stack.scales, out, offsets, m, n, k, experts),
         *(a.codes.stride(0), a.scales.stride(0), stack.codes.stride(1), stack.scales.stride(1)),
         *(stack.codes.stride(0), stack.scales.stride(0), a.tensor_scale, stack.tensor_scale),
-        *(stack.k_last, a.block, stack.block, a.tile_rows, stack.tile_rows),
+        *(offsets if left is None else left, offsets if right is None else right, 0 if right is None else n),
+        *(stack.k_last, a.block, stack.block, a.tile_rows, stack.tile_rows, int(right is not None), left is not None),
         *(n % config.block_n == 0, k % config.block_k == 0, tl.bfloat16 if out.is_cuda else tl.float32),
         *(config.block_m, config.block_n, config.block_k),
         **config.launch(),
     )
 
 
-def multiply_ragged_k(a: Operand, b: Operand, offsets: Tensor, out: Tensor) -> None:
-    """A product for each expert, over its tokens, which `pad_groups` has padded to whole blocks; in bf16."""
+def multiply_ragged_k(
+    a: Operand,
+    b: Operand,
+    offsets: Tensor,
+    term: tuple[Tensor | None, Tensor | None],
+    block: int,
+    whole: int,
+    out: Tensor,
+) -> None:
+    """A product for each expert, over its tokens, whose groups begin at multiples of `block` and are read up to a
+    multiple of `whole`; in bf16. term: what is added, left [experts, m] (outer) right [experts, n], or of rank r.
+    """
     experts, m, n = out.shape
     config = GROUPED
+    left, right = (None if x is None else x.contiguous() for x in term)
+    rank = 0 if left is None else left.shape[2] if left.dim() == 3 else 1
     ragged_k_kernel[triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n), experts](
         *(a.codes, a.scales, b.codes, b.scales, out, offsets, m, n),
         *(a.codes.stride(0), a.scales.stride(0), b.codes.stride(0), b.scales.stride(0)),
-        *(a.tensor_scale, b.tensor_scale, a.block, b.block, a.tile_rows, b.tile_rows),
-        *(
-            max(a.block, b.block),
-            tl.bfloat16 if out.is_cuda else tl.float32,
-            config.block_m,
-            config.block_n,
-            config.block_k,
-        ),
+        *(a.tensor_scale, b.tensor_scale, offsets if left is None else left, offsets if right is None else right),
+        *(a.block, b.block, a.tile_rows, b.tile_rows, rank, block, whole),
+        *(tl.bfloat16 if out.is_cuda else tl.float32, config.block_m, config.block_n, config.block_k),
         **config.launch(),
     )
 

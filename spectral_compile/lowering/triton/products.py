@@ -13,6 +13,7 @@ from torch import Tensor
 from spectral_compile.formats import FORMATS
 from spectral_compile.lowering.triton.multiply import MULTIPLY, fits, multiply_grouped, multiply_ragged_k
 from spectral_compile.lowering.triton.operands import low_rank, operand
+from spectral_compile.ops import scaled_grouped_mm as scaled_grouped_mm_op
 from spectral_compile.ops import scaled_mm as scaled_mm_op
 from spectral_compile.ops.library import copy_into, implement
 
@@ -58,15 +59,17 @@ def scaled_mm(
 def scaled_grouped_mm(
     a_codes: Tensor,
     a_scales: Tensor,
-    a_tensor_scale: Tensor,
+    a_tensor_scales: Tensor,
     b_codes: Tensor,
     b_scales: Tensor,
-    b_tensor_scale: Tensor,
+    b_tensor_scales: Tensor,
     offsets: Tensor,
+    left: Tensor | None,
+    right: Tensor | None,
     m: int,
     n: int,
     k: int,
-    ragged_k: bool,
+    block: int,
     b_k_last: bool,
     a_format: str,
     b_format: str,
@@ -75,17 +78,22 @@ def scaled_grouped_mm(
     *,
     out: tuple[Tensor],
 ) -> None:
-    """spectral::scaled_grouped_mm, whatever the carrier: products in bf16, sums in fp32."""
+    """spectral::scaled_grouped_mm, whatever the carrier but for "fp32": products in bf16, sums in fp32."""
+    if carrier == "fp32" or a_format not in FORMATS or b_format not in FORMATS:
+        stored: Any = (a_codes, a_scales, a_tensor_scales, b_codes, b_scales, b_tensor_scales, offsets, left, right)
+        how: Any = (m, n, k, block, b_k_last, a_format, b_format, carrier, out_dtype)
+        return copy_into(out, scaled_grouped_mm_op.scaled_grouped_mm(*stored, *how))
     if out[0].numel() == 0:
-        return
-    a, offsets = operand(a_codes, a_scales, a_tensor_scale, a_format, True), offsets.to(torch.int32)
+        return None
+    a, offsets = operand(a_codes, a_scales, a_tensor_scales, a_format, True), offsets.to(torch.int32)
     with on_device(out[0]):
-        if ragged_k:
-            b = operand(b_codes, b_scales, b_tensor_scale, b_format, True)
-            multiply_ragged_k(a, b, offsets, out[0])
+        if block:
+            b = operand(b_codes, b_scales, b_tensor_scales, b_format, True)
+            multiply_ragged_k(a, b, offsets, (left, right), block, k, out[0])
         else:
-            stack = operand(b_codes, b_scales, b_tensor_scale, b_format, b_k_last)
-            multiply_grouped(a, stack, offsets, (m, n, k), out[0])
+            stack = operand(b_codes, b_scales, b_tensor_scales, b_format, b_k_last)
+            multiply_grouped(a, stack, offsets, (left, right), (m, n, k), out[0])
+    return None
 
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from spectral_compile.errors import SpectralValueError
 from spectral_compile.passes.headwise_router.balance import balance
 from spectral_compile.passes.headwise_router.cut import Split
 from spectral_compile.passes.headwise_router.flow import Flow, name_of, shape, value
-from spectral_compile.passes.headwise_router.match import Router, LayerError, find_routers, match_router
+from spectral_compile.passes.headwise_router.match import LayerError, Router, find_routers, match_router
 from spectral_compile.passes.headwise_router.modes import Rewritten
 from spectral_compile.passes.headwise_router.rewrite import rewrite
 from spectral_compile.plan import RouterPlan

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from spectral_compile._torch import statically_known_true
 from spectral_compile.passes.headwise_router.families import VIEWS
 from spectral_compile.passes.headwise_router.flow import name_of, shape, value
-from spectral_compile.passes.headwise_router.match import Router, LayerError
+from spectral_compile.passes.headwise_router.match import LayerError, Router
 from spectral_compile.passes.headwise_router.writer import Writer
 
 _BROADCAST = frozenset(
@@ -46,12 +46,15 @@ class Head:
         self.width = router.features // split.heads
         self.start = head * self.width
         self.of: dict[fx.Node, fx.Node] = {router.base: self._slice(router.base, -1)}
+        self.narrow: set[fx.Node] = {router.base}  # what has this head's features, of those in `of`
 
     def run(self, nodes: list[fx.Node]) -> None:
         """Copy nodes, which are in order; those that were given a value in `of` already are left out."""
         for node in nodes:
             if node not in self.of:
                 self.of[node] = self._copy(node)
+                if node not in self.router.weight_of and self._keeps_features(node):
+                    self.narrow.add(node)
 
     def _slice(self, node: fx.Node, axis: int) -> fx.Node:
         return self.writer.narrow(node, axis, self.start, self.width)
@@ -71,7 +74,7 @@ class Head:
         elif name in _FACTORIES and self.split.cut_output:
             args = self._narrower(args)
         elif name in _LIKE and not self.split.cut_output:
-            args[0] = node.args[0] if self._is_narrow(node.args[0]) else args[0]
+            args[0] = node.args[0] if node.args[0] in self.narrow else args[0]
         if self.split.top_k != self.router.top_k:
             args, kwargs = self._choices(node, name, args, kwargs)
         return self._checked(node, args, kwargs)
@@ -91,6 +94,7 @@ class Head:
             args = self._with_weight(node, args, place, inner)
         elif node in self.router.down and self.split.cut_output:
             args = self._with_weight(node, args, place, outer)
+            self.narrow.add(node)
             if name_of(node) == "linear" and len(args) > 2 and args[2] is not None:
                 args[2] = self._slice(args[2], -1)
         return self._checked(node, args, kwargs)
@@ -109,14 +113,24 @@ class Head:
         return cut
 
     def _contracts_slice(self, node: fx.Node) -> bool:
-        return any(self._is_narrow(one) for one in node.all_input_nodes)
+        return any(one in self.narrow for one in node.all_input_nodes)
 
-    def _is_narrow(self, node: Any) -> bool:
-        """Whether a node's copy has fewer features."""
-        if not isinstance(node, fx.Node) or node not in self.of or not shape(node):
+    def _keeps_features(self, node: fx.Node) -> bool:
+        """Whether what reads a head's features has them still: a product would not, nor do logits."""
+        if node is self.router.logits or not any(one in self.narrow for one in node.all_input_nodes):
             return False
         pairs = zip(shape(node), shape(self.of[node]), strict=False)
-        return any(old == self.router.features and new == self.width != old for old, new in pairs)
+        return not shape(node) or any(old == self.router.features and new == self.width for old, new in pairs)
+
+    def _has_other_choices(self, node: Any) -> bool:
+        """Whether a node's copy has another number of experts for each token than the node."""
+        if not isinstance(node, fx.Node) or node not in self.of:
+            return False
+        pairs = list(zip(shape(node), shape(self.of[node]), strict=False))
+        if node in self.narrow:  # but for the last axis that may be that of the features
+            last = max(i for i, (old, new) in enumerate(pairs) if (old, new) == (self.router.features, self.width))
+            del pairs[last]
+        return any(not statically_known_true(old == new) for old, new in pairs)
 
     def _with_weight(self, node: fx.Node, args: list[Any], place: int, axis: int) -> list[Any]:
         """The product's arguments with the weight cut along an axis; where an expert's weight is picked for each token,
@@ -142,10 +156,10 @@ class Head:
         sizes = list(args[1]) if nested else args[1:]
         if name_of(node) not in ("view", "reshape", "expand", "unflatten") or not sizes:
             return args
-        if self._is_narrow(node.args[0]) and isinstance(sizes[-1], int) and sizes[-1] == self.router.features:
+        if node.args[0] in self.narrow and isinstance(sizes[-1], int) and sizes[-1] == self.router.features:
             sizes[-1] = self.width
         old, new = self.router.top_k, self.split.top_k
-        if new != old and len(sizes) == len(shape(node)) and name_of(node) != "expand":
+        if self._has_other_choices(node.args[0]) and len(sizes) == len(shape(node)) and name_of(node) != "expand":
             if len(sizes) == 3 and sizes[1] == old:
                 sizes[1] = new
             elif self._is_pairs(shape(node)[0]) and -1 not in sizes:
@@ -154,11 +168,12 @@ class Head:
 
     def _fit(self, node: fx.Node, args: list[Any]) -> list[Any]:
         """Operands as wide as all features, beside others that are a head's: a head's share of them."""
-        if not any(self._is_narrow(one) for one in node.all_input_nodes):
+        if not any(one in self.narrow for one in node.all_input_nodes):
             return args
+        ours = {self.of[one] for one in node.all_input_nodes if one in self.narrow}
         fitted = []
         for one in args:
-            whole = isinstance(one, fx.Node) and shape(one) and shape(one)[-1] == self.router.features
+            whole = isinstance(one, fx.Node) and one not in ours and shape(one)[-1:] == (self.router.features,)
             if whole and not value(one).dtype.is_floating_point and value(one).dtype != torch.bool:
                 one = self.writer.narrow(one, -1, 0, self.width)  # an index, the same for all features
             elif whole and self.width != self.router.features:

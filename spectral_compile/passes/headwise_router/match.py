@@ -86,9 +86,14 @@ def match_router(flow: Flow, logits: fx.Node) -> Router | None:
         return None
     closure = _scores(flow, logits)
     ranked = [one for one in closure if name_of(one) == "topk"]
-    if not ranked:
-        return None
     router = _router(flow, logits)
+    if not ranked:
+        loosely = _scores(flow, logits, strictly=False)
+        chosen = [user for node in loosely if name_of(node) == "topk" for user in node.users if _is_second(user)]
+        if not any(name_of(node) in PRODUCTS or node.op == "output" for node in flow.after(chosen)):
+            return None
+        router.reason = _unknown_chain([name_of(node) for node in loosely])
+        return router
     try:
         _match(router, closure, ranked)
     except LayerError as unknown:
@@ -113,14 +118,17 @@ def _first(node: fx.Node) -> fx.Node:
     return first
 
 
-def _scores(flow: Flow, logits: fx.Node) -> list[fx.Node]:
-    """What is computed from the logits, and from nothing else that was computed from the model's input."""
+def _scores(flow: Flow, logits: fx.Node, strictly: bool = True) -> list[fx.Node]:
+    """What is computed from the logits, and from nothing else that was computed from the model's input: by known
+    operations, or by any that gives a score for each expert.
+    """
     found: list[fx.Node] = []
     known = {logits}
     for node in flow.sorted(flow.after([logits])):
         others = [one for one in node.all_input_nodes if one not in known]
         fed = [one for one in node.all_input_nodes if one in known]
-        if fed and name_of(node) in GATES | CASTS | VIEWS and all(_is_constant(one) for one in others):
+        known_here = name_of(node) in GATES | CASTS | VIEWS or (not strictly and shape(node) == shape(logits))
+        if fed and known_here and all(_is_constant(one) for one in others):
             known.add(node)
             found.append(node)
     return found
@@ -132,20 +140,49 @@ def _is_constant(node: fx.Node) -> bool:
 
 
 def _match(router: Router, closure: list[fx.Node], ranked: list[fx.Node]) -> None:
+    """With whichever ranking it is that chooses experts: others choose groups, or count for a balance loss."""
+    products = {node for node in router.flow.order if name_of(node) in PRODUCTS}
+    choices = [user for node in reversed(ranked) for user in node.users if _is_second(user)]
+    unknown: list[LayerError] = []
+    for indices in choices:
+        try:
+            _match_choice(router, closure, indices, products)
+        except LayerError as error:
+            unknown.append(error)
+        else:
+            return
+    after = [router.flow.after([indices]) for indices in choices]
+    leading = [error for error, nodes in zip(unknown, after, strict=True) if nodes & products]
+    if leading or (unknown and router.nodes is not None):
+        raise (leading or unknown)[0]
+    if any(one.op == "output" for nodes in after for one in nodes) and _is_returned(router.base):
+        router.leaves = True
+        raise LayerError("its experts are not in the graph that it is in: their form breaks the graph")
+    router.family = ""  # ranked for something else than experts: no router
+
+
+def _is_returned(base: fx.Node) -> bool:
+    """Whether features leave the graph, as they must for experts that follow in another."""
+    views = [user for user in base.users if name_of(user) in CASTS | VIEWS]
+    return any(user.op == "output" for node in (base, *views) for user in node.users)
+
+
+def _unknown_chain(names: list[str]) -> str:
+    return f"a chain from logits to gates that is not known: {' '.join(name for name in names if name)}"
+
+
+def _is_second(node: fx.Node) -> bool:
+    return name_of(node) == "getitem" and bool(node.args[1] == 1)
+
+
+def _match_choice(router: Router, closure: list[fx.Node], indices: fx.Node, products: set[fx.Node]) -> None:
     flow = router.flow
-    products = {node for node in flow.order if name_of(node) in PRODUCTS}
-    indices = next((one for node in reversed(ranked) for one in _second(node) if _leads(flow, one, products)), None)
-    if indices is None:
-        if any(one.op == "output" for node in ranked for one in flow.after(_second(node))):
-            router.leaves = True
-            raise LayerError("its experts are not in the graph that it is in: their form breaks the graph")
-        return  # ranked for something else than experts: no router
     weights = _weights(flow, closure, indices)
     gates = flow.sorted((flow.after([router.logits]) & flow.before([weights, indices])) - {router.logits})
     names = [name_of(node) for node in gates]
     router.family = family(names)
     if not router.family:
-        raise LayerError(f"a chain from logits to gates that is not known: {' '.join(name for name in names if name)}")
+        raise LayerError(_unknown_chain(names))
     router.nodes = Found(weights, indices, _output(router, {weights, indices}, products))
     router.body = _body(router)
     _check_operations(router)
@@ -157,21 +194,6 @@ def _match(router: Router, closure: list[fx.Node], ranked: list[fx.Node]) -> Non
         for node in router.body
         if node is not router.found.output and node not in to_logits and set(flow.users[node]) - inside
     ]
-
-
-def _second(topk: fx.Node) -> list[fx.Node]:
-    """The indices of a top-k."""
-    return [user for user in topk.users if name_of(user) == "getitem" and user.args[1] == 1]
-
-
-def _leads(flow: Flow, node: fx.Node, to: set[fx.Node]) -> bool:
-    """Whether experts' products depend on a node directly, or what they give is picked by it."""
-    after = flow.after([node])
-    return bool(after & to) or any(name_of(one) in ("mul", "einsum") and _reads_product(flow, one, to) for one in after)
-
-
-def _reads_product(flow: Flow, node: fx.Node, products: set[fx.Node]) -> bool:
-    return bool(flow.before([node]) & products)
 
 
 def _weights(flow: Flow, closure: list[fx.Node], indices: fx.Node) -> fx.Node:
@@ -219,6 +241,7 @@ def _body(router: Router) -> list[fx.Node]:
     written = {node.args[0] for node in body if works_in_place(node)}
     into = {node.args[0] for node in body if name_of(node) in ("scatter_add", "index_add")}
     made = {node for node in (written | into) - body if isinstance(node, fx.Node) and not node.all_input_nodes}
+    made |= {one for node in body for one in node.all_input_nodes if name_of(one) == "arange"}
     changed = {node for node in flow.order if works_in_place(node) and node.args[0] in body}
     return flow.sorted(body | made | changed)
 

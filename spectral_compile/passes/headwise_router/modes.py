@@ -17,7 +17,7 @@ from torch import fx
 
 from spectral_compile.passes.headwise_router.cut import Head, Split
 from spectral_compile.passes.headwise_router.flow import name_of, shape, value
-from spectral_compile.passes.headwise_router.match import Router, LayerError
+from spectral_compile.passes.headwise_router.match import LayerError, Router
 from spectral_compile.passes.headwise_router.writer import Writer
 
 
@@ -91,6 +91,7 @@ class _Masked(Head):
     def __init__(self, writer: Writer, router: Router, split: Split, heads: list[Head], shares: list[fx.Node]) -> None:
         """shares: for each head, whether it goes to the expert in question, [T, k] as numbers."""
         super().__init__(writer, router, replace(split, heads=1, cut_output=False), 0)
+        self.narrow.clear()  # all features are here
         self.heads, self.shares = heads, shares
 
     def product(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> fx.Node:

@@ -6,7 +6,7 @@ from torch import fx
 
 from spectral_compile.passes.headwise_router.cut import Split
 from spectral_compile.passes.headwise_router.flow import Flow, shape, value, works_in_place
-from spectral_compile.passes.headwise_router.match import Router, LayerError
+from spectral_compile.passes.headwise_router.match import LayerError, Router
 from spectral_compile.passes.headwise_router.modes import MODES, Rewritten
 from spectral_compile.passes.headwise_router.writer import Writer
 

@@ -154,9 +154,9 @@ def test_what_goes_before_a_product_compiles(architecture: int) -> None:
 @pytest.mark.parametrize("architecture", BF16)
 def test_grouped_products_multiply_on_tensor_cores(architecture: int) -> None:
     formats = {"A_BLOCK": 16, "B_BLOCK": 16, "A_TILE_ROWS": 1, "B_TILE_ROWS": 16, "OPERANDS": tl.bfloat16}
-    scales = {"offsets": "*i32", "a_scale": "*fp32", "b_scale": "*fp32"}
-    experts = {"experts": "i32", "b_codes_expert": "i32", "b_scales_expert": "i32"}
-    layout = {"B_K_LAST": False, "WHOLE_N": True, "WHOLE_K": True, "BLOCK": 16}
+    scales = {"offsets": "*i32", **dict.fromkeys(("a_scale", "b_scale", "left", "right"), "*fp32"), "RANK": 1}
+    experts = {"experts": "i32", **dict.fromkeys(("b_codes_expert", "b_scales_expert", "right_expert"), "i32")}
+    layout = {"B_K_LAST": False, "HAS_LEFT": True, "WHOLE_N": True, "WHOLE_K": True, "BLOCK": 16, "WHOLE": 1}
     arguments = {**STORED, **EXTENTS, **formats, **scales, **experts, **layout}
     for kernel in (grouped_kernel, ragged_k_kernel):
         result = compiled(architecture, kernel, arguments, GROUPED)

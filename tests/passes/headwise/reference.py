@@ -1,4 +1,4 @@
-"""Head-wise routing as its equations say it: every expert for every token, one after another. And layers to try it on."""
+"""Head-wise routing as its equations say it: every expert for every token, one after another; and a layer's parts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
