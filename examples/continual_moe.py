@@ -8,6 +8,7 @@ same top-k costs more than the others. Sequences and families of tasks: `example
 
 import argparse
 import functools
+import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,6 @@ from torch import Tensor
 from examples.factor_tasks import FAMILIES, SEQUENCES, Batch, output_projection, readout, tasks_of
 from examples.headwise import MODES, chosen
 from examples.moe import MoEConfig, MoETransformer
-from examples.results import write_json
 from spectral_compile import HeadwiseRouter
 from spectral_compile.moe import (
     backward_transfer,
@@ -203,8 +203,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary: dict[str, Any] = {"steps": args.steps, "config": asdict(MoEConfig())}
     summary["parameters"] = {arm: parameters(sizes_of(arm)) for arm in ARMS}
     summary["flops"] = {arm: flops(arm) for arm in ARMS}
-    write_json(args.out / "result.json", summary | {"arms": record})
+    write(args.out / "result.json", summary, record)
     return 0
+
+
+def write(path: Path, summary: dict[str, Any], arms: Sequence[dict[str, Any]]) -> None:
+    """As JSON, an arm a line, numbers to four decimals: there are thousands of them."""
+    lines = ",\n".join(json.dumps(rounded(arm)) for arm in arms)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{json.dumps(summary)[:-1]}, "arms": [\n{lines}\n]}}\n')
+
+
+def rounded(value: Any) -> Any:
+    """JSON-ready data with its numbers to four decimals."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def parameters(config: MoEConfig) -> int:

@@ -28,8 +28,8 @@ def test_a_table_a_family_and_a_record(tmp_path, monkeypatch, capsys):
         assert len(arm["runs"]) == 2
         for run in arm["runs"]:
             R = run["R"]
-            assert run["op"] == pytest.approx(statistics.fmean(R[-1]))
-            assert run["bwt"] == pytest.approx(statistics.fmean(R[-1][i] - R[i][i] for i in range(1)))
+            assert run["op"] == pytest.approx(statistics.fmean(R[-1]), abs=1e-4)
+            assert run["bwt"] == pytest.approx(statistics.fmean(R[-1][i] - R[i][i] for i in range(1)), abs=2e-4)
             assert 1 <= run["route"] <= 324
             assert 0 <= run["entropy"] <= 2.08  # ln 8
             assert 2 <= run["union"] <= 8
