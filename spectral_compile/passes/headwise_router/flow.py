@@ -62,6 +62,23 @@ class Flow:
         return sorted(nodes, key=self.order.__getitem__)
 
 
+def contexts(graph: fx.Graph) -> dict[fx.Node, tuple[Any, ...]]:
+    """Under which autocasts, and with gradients or without, each node runs."""
+    found: dict[fx.Node, tuple[Any, ...]] = {}
+    entered: list[fx.Node] = []
+    differentiates: Any = True
+    for node in graph.nodes:
+        called = getattr(node.target, "__name__", "")
+        if called == "_enter_autocast":
+            entered.append(node)
+        elif called == "_exit_autocast":
+            entered.remove(node.args[0])
+        elif called == "_set_grad_enabled":
+            differentiates = node.args[0]
+        found[node] = (differentiates, *entered)
+    return found
+
+
 def value(node: fx.Node) -> Any:
     """What Dynamo computed a node's value to be, without data: a fake tensor, or what holds some."""
     return node.meta.get("example_value")

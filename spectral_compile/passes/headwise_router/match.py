@@ -17,7 +17,7 @@ from torch import fx
 from spectral_compile._torch import statically_known_true
 from spectral_compile.graph.provenance import layer_path
 from spectral_compile.passes.headwise_router.families import CASTS, GATES, LAYER, PRODUCTS, VIEWS, family
-from spectral_compile.passes.headwise_router.flow import Flow, name_of, shape, value, works_in_place
+from spectral_compile.passes.headwise_router.flow import Flow, contexts, name_of, shape, value, works_in_place
 
 
 class LayerError(ValueError):
@@ -186,6 +186,9 @@ def _match_choice(router: Router, closure: list[fx.Node], indices: fx.Node, prod
     router.nodes = Found(weights, indices, _output(router, {weights, indices}, products))
     router.body = _body(router)
     _check_operations(router)
+    context = contexts(router.logits.graph)
+    if any(context[node] != context[router.found.output] for node in router.body if node.all_input_nodes):
+        raise LayerError("autocast or no_grad begins or ends inside the layer, which its copies would not be under")
     _find_products(router)
     inside = {router.base, *router.body}
     to_logits = flow.before([router.logits])
