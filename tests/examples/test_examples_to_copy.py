@@ -62,6 +62,7 @@ def test_plain_loop(plans: list[Plan], capsys: pytest.CaptureFixture[str]) -> No
     assert f"{IN_FOUR_BITS} of 49 matrix products in four bits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plain_loop_through_inductor(plans: list[Plan]) -> None:
     with without_caches():  # on a warm cache no pass runs, no plan is made
         losses = plain_loop.main(FEW)

@@ -253,6 +253,8 @@ def _check_operations(router: Router) -> None:
     for node in router.body:
         if node.op in ("placeholder", "get_attr"):
             raise LayerError(f"{node.name} is written to by the layer, and belongs to the model")
+        if works_in_place(node) and node.args[0] is router.base:
+            raise LayerError(f"{node.name} changes the features that the layer reads")
         if name_of(node) not in LAYER:
             raise LayerError(f"{name_of(node) or node.op} ({node.name}) in the layer, which this pass cannot cut")
 

@@ -1,5 +1,6 @@
 """Writing nodes into a Dynamo graph, each with its value, in one place; and taking them out again."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ class Writer:
         self.place = self.last = place
         self.like = like
         self.written: list[fx.Node] = []
+        self.splits: dict[tuple[fx.Node, int, int], fx.Node] = {}
         self.mode = value(like).fake_mode
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -30,10 +32,17 @@ class Writer:
         return self.node("call_method", name, args, kwargs)
 
     def narrow(self, tensor: fx.Node, axis: int, start: int, length: int) -> fx.Node:
-        """A slice of a tensor; the tensor itself where that is all of it."""
+        """A slice of a tensor; the tensor itself where that is all of it.
+
+        All slices of a tensor are results of one split, whose gradient is one concatenation: that of a slice alone
+        is as large as the tensor, and those of all are added up.
+        """
         if value(tensor).shape[axis] == length:
             return tensor
-        return self.call(torch.narrow, tensor, axis % value(tensor).dim(), start, length)
+        key = tensor, axis % value(tensor).dim(), length
+        if key not in self.splits:
+            self.splits[key] = self.call(torch.split, tensor, length, key[1])
+        return self.call(operator.getitem, self.splits[key], start // length)
 
     def node(
         self, op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], like: fx.Node | None = None
