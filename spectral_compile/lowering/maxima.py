@@ -35,6 +35,7 @@ def find_amax_once(emit: Emitter, quantizers: list[fx.Node]) -> None:
 
 
 def has_tensor_scale(format: Any) -> bool:
+    """Whether a format scales by the largest magnitude of the whole tensor."""
     return format in FORMATS and FORMATS[format].tensor_scale is not None
 
 

@@ -18,24 +18,21 @@ from spectral_compile.passes.headwise_router.rewrite import replace_uses
 from spectral_compile.passes.headwise_router.writer import Writer
 
 
-def balance(graph: fx.Graph, rewritten: Sequence[tuple[Router, Rewritten]]) -> int:
-    """Make balance losses those of the heads; returns how many there were. Layers must have as many heads each."""
+def balance(graph: fx.Graph, rewritten: Sequence[tuple[Router, Rewritten]]) -> None:
+    """Make balance losses those of the heads. Layers must have as many heads each."""
     flow = Flow(graph)
     sources = {router.logits: [head.of[router.logits] for head in new.heads] for router, new in rewritten}
     sources = {logits: heads for logits, heads in sources.items() if logits in flow.order}
     after = flow.after(sources)
     losses = [node for node in flow.sorted(after) if _is_number(node) and not _reads_number(node, after)]
-    count = 0
     for loss in losses:
         region = [node for node in flow.sorted(after & flow.before([loss])) if node not in sources]
         if any(name_of(node) in PRODUCTS for node in region):
             continue  # what the model computes of its logits, not a loss beside it
         latest = max((loss, *(one for heads in sources.values() for one in heads)), key=flow.order.__getitem__)
         writer = Writer(graph, latest, loss)
-        copies = [
-            _copy(writer, region, {one: heads[h] for one, heads in sources.items()})[loss]
-            for h in range(_heads(sources))
-        ]
+        by_head = zip(*sources.values(), strict=True)
+        copies = [_copy(writer, region, dict(zip(sources, logits, strict=True)))[loss] for logits in by_head]
         mean = copies[0]
         if len(copies) > 1:
             mean = writer.method("mean", writer.call(torch.stack, copies), 0)
@@ -44,12 +41,6 @@ def balance(graph: fx.Graph, rewritten: Sequence[tuple[Router, Rewritten]]) -> i
             if not node.users:
                 graph.erase_node(node)
         flow = Flow(graph)
-        count += 1
-    return count
-
-
-def _heads(sources: dict[fx.Node, list[fx.Node]]) -> int:
-    return len(next(iter(sources.values())))
 
 
 def _copy(writer: Writer, region: list[fx.Node], of: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:

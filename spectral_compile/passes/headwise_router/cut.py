@@ -90,7 +90,7 @@ class Head:
         """A product with the experts' weights, of which this head has its columns, or its rows."""
         place = self.router.weight_of[node]
         inner, outer, _ = weight_axes(node, place)
-        if self._contracts_slice(node):
+        if self._reads_features(node):
             args = self._with_weight(node, args, place, inner)
         elif node in self.router.down and self.split.cut_output:
             args = self._with_weight(node, args, place, outer)
@@ -112,12 +112,13 @@ class Head:
             cut[2 - place] = self._slice(cut[2 - place], features)
         return cut
 
-    def _contracts_slice(self, node: fx.Node) -> bool:
+    def _reads_features(self, node: fx.Node) -> bool:
+        """Whether an operand has this head's features."""
         return any(one in self.narrow for one in node.all_input_nodes)
 
     def _keeps_features(self, node: fx.Node) -> bool:
         """Whether what reads a head's features has them still: a product would not, nor do logits."""
-        if node is self.router.logits or not any(one in self.narrow for one in node.all_input_nodes):
+        if node is self.router.logits or not self._reads_features(node):
             return False
         pairs = zip(shape(node), shape(self.of[node]), strict=False)
         return not shape(node) or any(old == self.router.features and new == self.width for old, new in pairs)
@@ -168,7 +169,7 @@ class Head:
 
     def _fit(self, node: fx.Node, args: list[Any]) -> list[Any]:
         """Operands as wide as all features, beside others that are a head's: a head's share of them."""
-        if not any(one in self.narrow for one in node.all_input_nodes):
+        if not self._reads_features(node):
             return args
         ours = {self.of[one] for one in node.all_input_nodes if one in self.narrow}
         fitted = []

@@ -38,18 +38,8 @@ ACTIVATIONS = frozenset(
 )
 DISPATCH = frozenset(
     (
-        *(
-            "sort",
-            "argsort",
-            "floordiv",
-            "repeat_interleave",
-            "repeat",
-            "histc",
-            "bincount",
-            "cumsum",
-            "arange",
-            "size",
-        ),
+        *("sort", "argsort", "floordiv", "repeat_interleave", "repeat", "histc", "bincount", "cumsum"),
+        *("arange", "size"),
         *("empty_like", "setitem", "index_add", "index_select", "index_put", "scatter_add", "one_hot", "eq", "neg"),
         *("chunk", "split", "unbind", "stack", "zeros", "new_zeros", "empty", "new_empty", "ones_like", "dropout"),
     )

@@ -264,6 +264,7 @@ def _find_products(router: Router) -> None:
     # A weight that is picked by the indices is still a weight: what moves are features and gates.
     moving = flow.after([router.base, router.found.weights], but=router.found.indices)
     products = [node for node in router.body if name_of(node) in PRODUCTS and node is not router.logits]
+    router.weight_of = {}  # not of a choice that was tried before
     for node in products:
         still = [
             place
